@@ -1,0 +1,265 @@
+"""The job file as frozen models: defaults < TOML < `--set`.
+
+An unknown key, a wrong type or a value that is not allowed is one ConfigError with
+the key's path, what was found, what is allowed, the nearest name and where it came
+from. The tables of `[method.<name>]` stay raw here; `run/build.py` checks them with
+the method's own `Settings`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedbench.base.errors import ConfigError, nearest
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of all tables: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """[run]"""
+
+    rounds: int = Field(100, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    eval_every: int = Field(1, ge=1)
+    target_accuracy: float | None = Field(None, ge=0, le=1)
+    stop_at_target: bool = False
+    threads: int = Field(1, ge=1, le=256)
+    ranks: int = Field(1, ge=1)
+
+
+class FederationSection(Section):
+    """[federation]"""
+
+    devices: int = Field(8, ge=1)
+    sampled: int | None = Field(None, ge=1)
+    partition: Literal["iid", "dirichlet", "shards"] = "iid"
+    alpha: float = Field(0.5, gt=0)
+    local_steps: int = Field(1, ge=1)
+    batch_size: int = Field(16, ge=2)
+
+    @model_validator(mode="after")
+    def _sampled_fits(self) -> FederationSection:
+        if self.sampled is not None and self.sampled > self.devices:
+            raise ValueError(f"sampled = {self.sampled} is more than devices = {self.devices}")
+        return self
+
+    @property
+    def sampled_devices(self) -> int:
+        """Devices that take part in one round."""
+        return self.devices if self.sampled is None else self.sampled
+
+
+class ModelSection(Section):
+    """[model]"""
+
+    name: str = "embedded"
+    trainable: Literal["full", "bitfit", "head"] | None = None
+    device: Literal["cpu"] = "cpu"
+
+
+class DataSection(Section):
+    """[data]"""
+
+    private: str = "embedded"
+    public: str = "embedded"
+    text_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2)] = ("text", "text2")
+    label_column: str = "label"
+    head: Literal["verbaliser", "prototype", "linear"] | None = None
+    max_length: int = Field(64, ge=4)
+    public_per_class: int = Field(32, ge=1)
+    public_labels: Literal["given", "shuffled"] = "given"
+
+
+class ZoSection(Section):
+    """[zo]"""
+
+    epsilon: float = Field(1e-3, gt=0)
+    perturbations: int = Field(1, ge=1)
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+
+
+class CommSection(Section):
+    """[comm]"""
+
+    codec: Literal["raw"] = "raw"
+    lz4: bool = False
+    deadline_s: float = Field(300.0, gt=0)
+
+
+class ResultsSection(Section):
+    """[results]"""
+
+    dir: str = "results"
+    checkpoint_every: int = Field(0, ge=0)
+
+
+class Config(Section):
+    """A whole job: one run."""
+
+    run: RunSection = RunSection()
+    federation: FederationSection = FederationSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    zo: ZoSection = ZoSection()
+    method: dict[str, Any]
+    comm: CommSection = CommSection()
+    results: ResultsSection = ResultsSection()
+
+    @property
+    def method_name(self) -> str:
+        """The active method."""
+        return str(self.method["name"])
+
+
+#: Keys that can't change a result; everything else is part of `run_id`.
+OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "comm.deadline_s"})
+
+#: Keys that change times and files but never the numbers of a run.
+OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {"run.ranks"}
+
+
+class Setting(NamedTuple):
+    """One `--set KEY=VALUE`, the value read as TOML, or as a string where it is not TOML."""
+
+    path: tuple[str, ...]
+    value: Any
+
+
+def parse_setting(text: str) -> Setting:
+    """Return the key's path and the value of one `--set` argument."""
+    name, separator, raw = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not separator or not all(path):
+        raise ConfigError(f"--set {text}: expected key=value with a dotted key, such as --set run.rounds=20.")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    return Setting(path, value)
+
+
+def load(path: Path, settings: Sequence[Setting] = ()) -> Config:
+    """Return the checked job of a TOML file with `--set` values laid over it."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such job file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    for setting in settings:
+        _put(tree, setting)
+    return check(tree, source=str(path), overridden=frozenset(s.path for s in settings))
+
+
+def check(tree: Mapping[str, Any], *, source: str, overridden: frozenset[tuple[str, ...]] = frozenset()) -> Config:
+    """Return the config of a raw tree, or raise ConfigError that names `source` or `--set`."""
+    method = tree.get("method")
+    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
+        raise ConfigError(f"method.name: missing; a job names its method, such as name = \"cooperllm\". (From {source})")
+    return validate(Config, tree, prefix=(), source=source, overridden=overridden)
+
+
+def validate(
+    model: type[_Model],
+    tree: Mapping[str, Any],
+    *,
+    prefix: tuple[str, ...],
+    source: str,
+    overridden: frozenset[tuple[str, ...]] = frozenset(),
+) -> _Model:
+    """Return `model` filled from `tree`; the first fault becomes a ConfigError in one sentence."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = tuple(str(part) for part in first["loc"] if not _is_type_tag(part))
+        path = (*prefix, *location)
+        origin = "--set" if any(path[: len(o)] == o or o[: len(path)] == path for o in overridden) else source
+        raise ConfigError(f"{_sentence(model, first, path, location)} (From {origin})") from None
+
+
+def as_tree(config: BaseModel) -> dict[str, Any]:
+    """Return a model as a tree that JSON can hold."""
+    return config.model_dump(mode="json")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a tree as dotted keys and leaf values."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _put(tree: dict[str, Any], setting: Setting) -> None:
+    node = tree
+    for part in setting.path[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{'.'.join(setting.path)}: {part} is a value, not a table. (From --set)")
+        node = child
+    node[setting.path[-1]] = setting.value
+
+
+def _is_type_tag(part: Any) -> bool:
+    return isinstance(part, int) or (isinstance(part, str) and part in {"float", "int", "str", "none", "literal"})
+
+
+def _sentence(model: type[BaseModel], fault: Any, path: tuple[str, ...], location: tuple[str, ...]) -> str:
+    dotted = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        siblings = _fields_of(model, location[:-1])
+        parent = ".".join(path[:-1])
+        names = {f"{parent}.{name}" if parent else name: default for name, default in siblings.items()}
+        shown = ", ".join(f"{name} = {default}" if default is not None else name for name, default in names.items())
+        return f"{dotted}: unknown key. Allowed: {shown}.{nearest(dotted, names)}"
+    found = fault.get("input")
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "literal_error" and isinstance(found, str):
+        options = [o.strip("'") for o in message.removeprefix("Input should be ").replace(" or ", ", ").split(", ")]
+        message += "." + nearest(found, options)
+    if fault["type"] == "missing":
+        return f"{dotted}: missing."
+    if fault["type"] == "model_type":
+        return f"{dotted}: found {found!r}; expected a table."
+    if isinstance(found, dict):
+        return f"{dotted}: {message}."
+    return f"{dotted}: found {found!r}; {message[0].lower()}{message[1:]}".rstrip(".") + "."
+
+
+def _fields_of(model: type[BaseModel], location: tuple[str, ...]) -> dict[str, Any]:
+    """Return name -> default (as text) of the table at `location`."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return {}
+        model = field.annotation
+    shown: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        literal = _literal_options(field.annotation)
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        default = None if nested or field.is_required() else repr(field.default)
+        shown[name] = f"{default} ({' | '.join(literal)})" if literal else default
+    return shown
+
+
+def _literal_options(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(o) for o in get_args(annotation)]
+    return [option for argument in get_args(annotation) for option in _literal_options(argument)]

@@ -1,0 +1,128 @@
+"""What a round, a span and a run are, once they are facts: the only thing that results and reports see.
+
+Units and meaning of every column stand here and nowhere else. Missing values are
+NaN. Bytes and FLOPs are logical, for one sampled device, and do not depend on the
+number of ranks; times and `wire_bytes` do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+STOP_REASONS = ("rounds", "target")
+
+
+class Column(NamedTuple):
+    """One column of a table: NumPy dtype, unit and meaning."""
+
+    dtype: str
+    unit: str
+    meaning: str
+
+
+ROUND_COLUMNS: dict[str, Column] = {
+    "round": Column("i4", "1", "round number from 0; -1 is the state before training"),
+    "exchanges": Column("i4", "1", "exchanges with the devices in this round"),
+    "lr": Column("f8", "1", "step size in force"),
+    "device_loss": Column("f8", "nat", "mean over sampled devices of their loss on private batches"),
+    "cloud_loss": Column("f8", "nat", "loss on the public batch, where the cloud uses one"),
+    "dev_accuracy": Column("f8", "1", "accuracy on the dev split, 0..1; NaN where not evaluated"),
+    "dev_loss": Column("f8", "nat", "mean loss on the dev split"),
+    "test_accuracy": Column("f8", "1", "accuracy on the test split, 0..1"),
+    "zero_fraction": Column("f8", "1", "fraction of loss differences that are exactly zero"),
+    "query_radius": Column("f8", "1", "root mean square over coordinates of the probing step"),
+    "uplink_bytes": Column("i8", "B", "payload from one sampled device to the cloud (mean)"),
+    "downlink_bytes": Column("i8", "B", "payload from the cloud to one sampled device (mean), replay included"),
+    "wire_bytes": Column("i8", "B", "bytes that the transport really moved, headers included, all ranks"),
+    "device_flops": Column("f8", "FLOP", "floating-point operations of one sampled device (mean)"),
+    "cloud_flops": Column("f8", "FLOP", "floating-point operations of the cloud"),
+    "replay_ops": Column("f8", "1", "direction entries rebuilt by one replica: K times d"),
+    "round_s": Column("f8", "s", "wall time of the round on rank 0, evaluation excluded"),
+    "compute_s": Column("f8", "s", "devices' compute, slowest rank"),
+    "cloud_s": Column("f8", "s", "the cloud's own compute"),
+    "encode_s": Column("f8", "s", "encoding and framing on rank 0"),
+    "wait_s": Column("f8", "s", "exposed waiting for messages on rank 0"),
+    "apply_s": Column("f8", "s", "rebuilding the weights on rank 0"),
+    "eval_s": Column("f8", "s", "evaluation on rank 0"),
+}
+
+DEVICE_COLUMNS: dict[str, Column] = {
+    "device": Column("i4", "1", "device number"),
+    "loss": Column("f8", "nat", "the device's mean loss on its private batches in this round"),
+    "uplink_bytes": Column("i8", "B", "payload sent by this device"),
+    "downlink_bytes": Column("i8", "B", "payload sent to this device, replay of missed rounds included"),
+    "flops": Column("f8", "FLOP", "floating-point operations of this device"),
+    "compute_s": Column("f8", "s", "wall time of this device's compute"),
+}
+
+MEMORY_COLUMNS: dict[str, Column] = {
+    "rank": Column("i4", "1", "process"),
+    "phase": Column("str", "", "import, load or train"),
+    "peak_bytes": Column("i8", "B", "highest resident memory (VmHWM) seen up to the end of the phase"),
+    "above_import_bytes": Column("i8", "B", "the same above the resident memory right after the imports"),
+}
+
+SPAN_COLUMNS: dict[str, Column] = {
+    "rank": Column("i4", "1", "process"),
+    "round": Column("i4", "1", "round number"),
+    "kind": Column("str", "", "compute, cloud, encode, send, wait, decode, apply, evaluate"),
+    "start_s": Column("f8", "s", "start on this rank's own clock, from its first round"),
+    "length_s": Column("f8", "s", "duration"),
+}
+
+
+class Summary(BaseModel):
+    """The figures of one run: the keys of `fedbench show --json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    method: str
+    complete: bool
+    stop_reason: str
+    rounds: int
+    seed: int
+    ranks: int
+    devices: int
+    final_accuracy: float
+    best_accuracy: float
+    initial_accuracy: float
+    probe_accuracy: float | None
+    target_accuracy: float | None
+    rounds_to_target: int | None
+    device_flops: float
+    cloud_flops: float
+    replay_ops: float
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink_bytes_per_device_round: float
+    wire_bytes: int
+    peak_device_bytes: int | None
+    round_s_median: float
+    hidden_fraction: float | None
+    weights_sha256: str
+    trajectory_sha256: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the run file holds it.
+
+    `config` and `provenance` are JSON-able trees; `rounds` maps a column of
+    ROUND_COLUMNS to an array [rows] (row 0 is round -1); `devices` maps a column of
+    DEVICE_COLUMNS to an array [rounds, sampled]; `memory` and `spans` map columns to
+    arrays [rows].
+    """
+
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    summary: Summary
+    rounds: dict[str, np.ndarray]
+    devices: dict[str, np.ndarray]
+    memory: dict[str, np.ndarray]
+    spans: dict[str, np.ndarray] = field(default_factory=dict)
