@@ -1,0 +1,103 @@
+"""The transport over MPI: the only place, beside `run/launch.py`, that touches mpi4py.
+
+Upper-case non-blocking calls on buffers that the caller owns; waiting tests and
+sleeps with a growing pause, so that it never burns the core of a computing rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedbench.base.errors import WireError
+from fedbench.comm.base import BACKOFF_S, Missing
+
+#: MPI counts are 32-bit in MPI 1-3; frames are far smaller, and a larger one is an error here.
+MAX_MESSAGE_BYTES = 1 << 30
+
+
+class _Pending:
+    def __init__(self, request: Any, owner: MpiTransport, *, receiving: bool) -> None:
+        from mpi4py import MPI
+
+        self._request = request
+        self._owner = owner
+        self._receiving = receiving
+        self._status = MPI.Status()
+        self._byte = MPI.BYTE
+        self._complete = False
+        self.received_bytes = 0
+
+    def done(self) -> bool:
+        if not self._complete and self._request.Test(self._status):
+            self._complete = True
+            self._owner.open_requests -= 1
+            if self._receiving:
+                self.received_bytes = self._status.Get_count(self._byte)
+        return self._complete
+
+
+class MpiTransport:
+    """Byte messages over one communicator of its own."""
+
+    def __init__(self, communicator: Any) -> None:
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._comm = communicator.Dup()
+        self.rank: int = self._comm.Get_rank()
+        self.size: int = self._comm.Get_size()
+        self.moved_bytes = 0
+        self.open_requests = 0
+        self._tag_limit = int(self._comm.Get_attr(MPI.TAG_UB))
+        names = np.zeros((self.size, 64), np.uint8)
+        mine = np.frombuffer(MPI.Get_processor_name().encode()[:64].ljust(64, b"\0"), np.uint8)
+        self._comm.Allgather(np.ascontiguousarray(mine), names)
+        self._hosts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in names]
+
+    def send(self, buffer: np.ndarray, peer: int, tag: int) -> _Pending:
+        """Start `Isend` of a uint8 buffer."""
+        self._check(buffer, tag)
+        self.moved_bytes += buffer.size
+        self.open_requests += 1
+        return _Pending(self._comm.Isend([buffer, self._mpi.BYTE], peer, tag), self, receiving=False)
+
+    def receive(self, buffer: np.ndarray, peer: int, tag: int) -> _Pending:
+        """Start `Irecv` into a uint8 buffer."""
+        self._check(buffer, tag)
+        self.open_requests += 1
+        return _Pending(self._comm.Irecv([buffer, self._mpi.BYTE], peer, tag), self, receiving=True)
+
+    def wait(self, requests: Sequence[_Pending], deadline_s: float, missing: Missing) -> None:
+        """Return when all requests are done; after `deadline_s` seconds raise WireError with `missing(indices)`."""
+        end = time.monotonic() + deadline_s
+        pause = BACKOFF_S[0]
+        left = [index for index, request in enumerate(requests) if not request.done()]
+        while left:
+            if time.monotonic() > end:
+                raise WireError(f"After {deadline_s:g} s: {missing(left)}")
+            time.sleep(pause)
+            pause = min(2 * pause, BACKOFF_S[1])
+            left = [index for index in left if not requests[index].done()]
+
+    def agree(self, values: Sequence[int], deadline_s: float, what: str) -> list[int]:
+        """Return the element-wise maximum over all ranks, by a non-blocking reduction with a deadline."""
+        mine = np.array(values, np.int64)
+        most = np.empty_like(mine)
+        self.open_requests += 1
+        request = _Pending(self._comm.Iallreduce(mine, most, op=self._mpi.MAX), self, receiving=False)
+        self.wait([request], deadline_s, lambda _: f"{self.name_of(self.rank)} still waits for the others to {what}.")
+        return [int(value) for value in most]
+
+    def name_of(self, rank: int) -> str:
+        """Return a rank's name with its host."""
+        return f"rank {rank} on {self._hosts[rank]}"
+
+    def _check(self, buffer: np.ndarray, tag: int) -> None:
+        if buffer.size > MAX_MESSAGE_BYTES:
+            raise WireError(f"A message of {buffer.size} bytes; at most {MAX_MESSAGE_BYTES} are sent at once.")
+        if not 0 <= tag <= self._tag_limit:
+            raise WireError(f"Tag {tag} is outside MPI's 0..{self._tag_limit}.")

@@ -1,0 +1,201 @@
+"""The star: rank 0 is the cloud, every rank but it hosts devices (rank 0 too, when it is alone).
+
+Three moves make an exchange: the cloud sends units down to all ranks, devices send
+units up, the cloud takes them in device order. Both ends know every unit's size
+before it travels. Units are decoded when they are first asked for, so a device can
+compute on the first layer while the next ones are under way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fedbench.base.clock import Clock
+from fedbench.base.errors import WireError
+from fedbench.codec import frame
+from fedbench.codec.frame import Note, Place, Unit
+from fedbench.comm.base import Request, Transport
+
+Arrays = Mapping[str, np.ndarray]
+
+#: Decoded copies that an inbox keeps at a time; views of raw frames cost nothing and are all kept.
+DECODED_UNITS = 2
+
+_DOWN, _UP = 0, 1
+
+
+class Star:
+    """Exchanges of checked frames between the cloud and the ranks that host devices."""
+
+    def __init__(self, transport: Transport, codec: int, deadline_s: float, clock: Clock) -> None:
+        self.transport = transport
+        self.codec = codec
+        self.clock = clock
+        self._deadline_s = deadline_s
+        self._buffers: dict[tuple[object, ...], np.ndarray] = {}
+        self._sending: dict[tuple[object, ...], list[Request]] = {}
+        self._moves = 0
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether this rank is the cloud."""
+        return self.transport.rank == 0
+
+    @property
+    def peers(self) -> range:
+        """Ranks that host devices."""
+        return range(1, self.transport.size) if self.transport.size > 1 else range(1)
+
+    def host_of(self, device: int) -> int:
+        """Return the rank that hosts a device."""
+        return self.peers[device % len(self.peers)]
+
+    def down(self, units: Sequence[Unit], arrays: Arrays | None, place: Place, note: Note = Note()) -> Inbox:
+        """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere."""
+        self._moves += 1
+        hosting = self.transport.rank in self.peers
+        slots = [("down", self._moves % 2, index) for index in range(len(units))]
+        places = [place._replace(device=-1, unit=index) for index in range(len(units))]
+        inbox = Inbox(self, units, places, self.transport.name_of(0))
+        if hosting:
+            for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
+                buffer = self._buffer(("in", *slot), frame.bound(unit, self.codec))
+                inbox.put(index, buffer, self.transport.receive(buffer, 0, self._tag(_DOWN, index)))
+        if self.is_cloud:
+            if arrays is None:
+                raise WireError("The cloud has nothing to send where devices wait for it.")
+            for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
+                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note)
+                self._sending["out", *slot] = [
+                    self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
+                ]
+                if not hosting:
+                    inbox.put(index, packed, None)
+        return inbox
+
+    def expect(self, devices: Sequence[int], units: Sequence[Unit], place: Place) -> dict[int, Inbox]:
+        """Return an inbox per sampled device, receives posted; empty on ranks other than the cloud."""
+        self._moves += 1
+        if not self.is_cloud:
+            return {}
+        inboxes = {}
+        for slot, device in enumerate(devices):
+            host = self.host_of(device)
+            places = [place._replace(device=device, unit=index) for index in range(len(units))]
+            inbox = Inbox(self, units, places, f"device {device} ({self.transport.name_of(host)})")
+            for index, unit in enumerate(units):
+                buffer = self._buffer(("in up", slot, index), frame.bound(unit, self.codec))
+                tag = self._tag(_UP, slot * len(units) + index)
+                inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
+            inboxes[device] = inbox
+        return inboxes
+
+    def report(
+        self, devices: Sequence[int], device: int, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note
+    ) -> None:
+        """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
+        slot = list(devices).index(device)
+        for index, unit in enumerate(units):
+            key = ("out up", self._moves % 2, slot, index)
+            packed = self._pack(key, arrays[unit.name], unit, place._replace(device=device, unit=index), note)
+            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, slot * len(units) + index))]
+
+    def agree(self, values: Sequence[int], what: str) -> list[int]:
+        """Return the element-wise maximum of a few integers over all ranks."""
+        with self.clock.span("wait"):
+            return self.transport.agree(values, self._deadline_s, what)
+
+    def finish(self) -> None:
+        """Complete every send; raise WireError if a message was started and never met."""
+        for requests in self._sending.values():
+            self.wait(requests, "its own messages to be taken")
+        self._sending.clear()
+        if self.transport.open_requests:
+            raise WireError(f"{self.transport.open_requests} messages are still open at the end of the run.")
+
+    def wait(self, requests: Sequence[Request], what: str) -> None:
+        """Wait for requests; past the deadline WireError says who waits for `what`."""
+        if all([request.done() for request in requests]):
+            return
+        me = self.transport.name_of(self.transport.rank)
+        with self.clock.span("wait"):
+            self.transport.wait(requests, self._deadline_s, lambda _: f"{me} still waits for {what}.")
+
+    def _pack(self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
+        self.wait(self._sending.pop(key, []), "its own messages to be taken")
+        with self.clock.span("encode"):
+            out = self._buffer(key, frame.bound(unit, self.codec))
+            return frame.pack(array, unit, place, self.codec, note, out).frame
+
+    def _buffer(self, key: tuple[object, ...], size: int) -> np.ndarray:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[key] = np.empty(size, np.uint8)
+        return buffer[:size]
+
+    def _tag(self, way: int, index: int) -> int:
+        """Return a tag from direction, parity of the move and unit, so that a stale message meets no receive."""
+        return (index * 2 + self._moves % 2) * 2 + way
+
+
+class Inbox(Mapping[str, np.ndarray]):
+    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
+
+    def __init__(self, star: Star, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
+        self._star = star
+        self._units = units
+        self._places = places
+        self._sender = sender
+        self._index = {unit.name: index for index, unit in enumerate(units)}
+        self._frames: list[tuple[np.ndarray, Request | None]] = []
+        self._notes: dict[int, Note] = {}
+        self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def put(self, index: int, buffer: np.ndarray, request: Request | None) -> None:
+        """Add the buffer of the next unit and the request that fills it (None: it is filled)."""
+        if index != len(self._frames):
+            raise WireError(f"Unit {index} put where {len(self._frames)} was next.")
+        self._frames.append((buffer, request))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._decoded:
+            return self._decoded[name]
+        index = self._index[name]
+        bytes_ = self._arrived(index)
+        with self._star.clock.span("decode"):
+            unit, codec = self._units[index], self._star.codec
+            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self._sender)
+        self._notes[index] = note
+        self._decoded[name] = array
+        if codec != frame.RAW and len(self._decoded) > DECODED_UNITS:
+            self._decoded.popitem(last=False)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @property
+    def note(self) -> Note:
+        """The telemetry of the first unit."""
+        if 0 not in self._notes:
+            self[self._units[0].name]
+        return self._notes[0]
+
+    @property
+    def coded_bytes(self) -> int:
+        """Payload bytes as they travelled, headers excluded; waits for all units."""
+        return sum(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
+
+    def _arrived(self, index: int) -> np.ndarray:
+        buffer, request = self._frames[index]
+        if request is None:
+            return buffer
+        what = f"{self._units[index].name} of round {self._places[index].round} from {self._sender}"
+        self._star.wait([request], what)
+        return buffer[: request.received_bytes]

@@ -1,0 +1,218 @@
+"""Models cut into stages: embed (stage 0), blocks (1 .. L), head (L + 1).
+
+A cut runs one stage at a time, so that an engine can hold one stage's perturbed
+weights, keep the states at a boundary, or stream weights in. No stage mixes rows of
+a batch. Nothing here perturbs, trains or moves a weight.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedbench.data.rows import Batch
+
+
+class State(NamedTuple):
+    """What crosses a stage boundary: states [b, t, width], the attention mask of the blocks and the batch."""
+
+    h: Tensor
+    mask: Tensor | None
+    batch: Batch
+
+
+class RowHead(nn.Module):
+    """The rows of a Linear that the loss needs: logits [n, rows] instead of [n, out]."""
+
+    rows: Tensor
+
+    def __init__(self, linear: nn.Linear, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("rows", torch.tensor(rows, dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x times the chosen rows, with their bias where there is one."""
+        bias = self.linear.bias
+        return F.linear(x, self.linear.weight[self.rows], None if bias is None else bias[self.rows])
+
+
+class Cut(nn.Module, ABC):
+    """A classifier in stages; `width` is the size of its states and `classes` the number of labels."""
+
+    width: int
+    classes: int
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated layers."""
+
+    @property
+    @abstractmethod
+    def embed_modules(self) -> Sequence[nn.Module]:
+        """The modules that stage 0 runs."""
+
+    @property
+    @abstractmethod
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The modules that the last stage runs."""
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> State:
+        """Return the first states of a batch."""
+
+    @abstractmethod
+    def block(self, index: int, state: State) -> State:
+        """Return the states after block `index` (from 0)."""
+
+    @abstractmethod
+    def features(self, state: State) -> Tensor:
+        """Return one feature row per text, [b, width], before the classifying weights."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits [b, classes] of feature rows."""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages: embed, blocks and head."""
+        return len(self.blocks) + 2
+
+    def run_stage(self, stage: int, state: State | Batch) -> State | Tensor:
+        """Run one stage: stage 0 takes a batch, the last one returns logits."""
+        if stage == 0:
+            assert isinstance(state, Batch)
+            return self.embed(state)
+        assert isinstance(state, State)
+        if stage == self.stages - 1:
+            return self.classify(self.features(state))
+        return self.block(stage - 1, state)
+
+    def trunk(self, batch: Batch) -> Tensor:
+        """Return the feature rows of a batch by the plain forward."""
+        state = self.embed(batch)
+        for index in range(len(self.blocks)):
+            state = self.block(index, state)
+        return self.features(state)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits [b, classes] by the plain forward."""
+        return self.classify(self.trunk(batch))
+
+    def stage_modules(self) -> list[Sequence[nn.Module]]:
+        """Return the modules of each stage; a tensor used in two stages belongs to the first."""
+        return [self.embed_modules, *([block] for block in self.blocks), self.head_modules]
+
+    def stage_flops(self, stage: int, rows: int, length: int) -> float:
+        """Return multiply-adds times two of one forward of a stage, padding included.
+
+        Matrix products alone are counted: projections, attention scores and mixing (the full
+        square, causal or not), and the head's rows for one position a text.
+        """
+        if stage == 0:
+            return 0.0
+        if stage == self.stages - 1:
+            return 2.0 * rows * self.width * self.classes
+        products = sum(m.weight.numel() for m in self.blocks[stage - 1].modules() if isinstance(m, nn.Linear))
+        return 2.0 * rows * length * products + 4.0 * rows * length * length * self.width
+
+    def forward_flops(self, rows: int, length: int) -> float:
+        """Return the FLOPs of one forward of the whole model (C of methods.md)."""
+        return sum(self.stage_flops(stage, rows, length) for stage in range(self.stages))
+
+
+class EmbeddedCut(Cut):
+    """The embedded causal model, read at the last position through its label words' rows."""
+
+    def __init__(self, backbone: Any, label_words: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = RowHead(backbone.lm_head, label_words)
+        self.width = backbone.lm_head.in_features
+        self.classes = len(label_words)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer layers."""
+        return list(self.backbone.blocks)
+
+    @property
+    def embed_modules(self) -> Sequence[nn.Module]:
+        """Token and position embeddings."""
+        return [self.backbone.tokens, self.backbone.positions]
+
+    @property
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The last norm and the label words' rows."""
+        return [self.backbone.final_norm, self.head]
+
+    def embed(self, batch: Batch) -> State:
+        """Return token plus position embeddings."""
+        return State(self.backbone.embed(batch.ids, batch.mask), None, batch)
+
+    def block(self, index: int, state: State) -> State:
+        """Return the states after one layer; right padding can't reach earlier positions under a causal mask."""
+        return state._replace(h=self.backbone.blocks[index](state.h, state.batch.mask))
+
+    def features(self, state: State) -> Tensor:
+        """Return the normed state at each text's last token."""
+        last = state.h[torch.arange(len(state.h)), state.batch.lengths - 1]
+        return self.backbone.final_norm(last)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the logits of the label words."""
+        return self.head(features)
+
+
+class BertCut(Cut):
+    """A BERT encoder with mean pooling over real tokens and a linear head."""
+
+    def __init__(self, backbone: Any, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.width = backbone.config.hidden_size
+        self.classes = classes
+        self.head = nn.Linear(self.width, classes)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The encoder layers."""
+        return list(self.backbone.encoder.layer)
+
+    @property
+    def embed_modules(self) -> Sequence[nn.Module]:
+        """Embeddings with their norm."""
+        return [self.backbone.embeddings]
+
+    @property
+    def head_modules(self) -> Sequence[nn.Module]:
+        """The linear head."""
+        return [self.head]
+
+    def embed(self, batch: Batch) -> State:
+        """Return the embeddings of token, segment (all 0) and position, and a mask where rows are padded."""
+        parts = self.backbone.embeddings
+        places = torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+        h = parts.word_embeddings(batch.ids) + parts.token_type_embeddings(torch.zeros_like(batch.ids))
+        h = parts.dropout(parts.LayerNorm(h + parts.position_embeddings(places)))
+        mask = None if bool(batch.mask.all()) else batch.mask[:, None, None, :]
+        return State(h, mask, batch)
+
+    def block(self, index: int, state: State) -> State:
+        """Return the states after one encoder layer."""
+        return state._replace(h=self.backbone.encoder.layer[index](state.h, state.mask))
+
+    def features(self, state: State) -> Tensor:
+        """Return the mean state over each text's real tokens."""
+        weight = state.batch.mask.to(state.h.dtype)
+        return (state.h * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the linear head's logits."""
+        return self.head(features)
