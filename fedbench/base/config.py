@@ -168,7 +168,7 @@ def check(tree: Mapping[str, Any], *, source: str, overridden: frozenset[tuple[s
     """Return the config of a raw tree, or raise ConfigError that names `source` or `--set`."""
     method = tree.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
-        raise ConfigError(f"method.name: missing; a job names its method, such as name = \"cooperllm\". (From {source})")
+        raise ConfigError(f'method.name: missing; a job names its method, such as name = "cooperllm". (From {source})')
     return validate(Config, tree, prefix=(), source=source, overridden=overridden)
 
 

@@ -26,7 +26,16 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text by `replace_whole`."""
-    replace_whole(path, lambda temporary: temporary.write_bytes(text.encode()) and None)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes by `replace_whole`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    replace_whole(path, write)
 
 
 def _fsync(path: Path) -> None:

@@ -15,6 +15,7 @@ import lz4.frame
 import numpy as np
 import xxhash
 
+from fedbench.base.arrays import Unit
 from fedbench.base.errors import WireError
 
 MAGIC = 0x46445242
@@ -37,24 +38,12 @@ _HEADER = np.dtype(
         ("coded_bytes", "<u8"),
         ("compute_s", "<f4"),
         ("reserved", "<u4"),
+        ("flops", "<f8"),
         ("checksum", "<u8"),
     ]
 )
 HEADER_BYTES = _HEADER.itemsize
 _CHECKSUM_AT = _HEADER.fields["checksum"][1]  # type: ignore[index]
-
-
-class Unit(NamedTuple):
-    """What both ends know of an array before it travels: name, shape and little-endian dtype."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "<f4"
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes of the array itself."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 class Place(NamedTuple):
@@ -71,7 +60,11 @@ class Note(NamedTuple):
 
     loss: float = float("nan")
     compute_s: float = 0.0
+    flops: float = 0.0
     again: bool = False
+
+
+NO_NOTE = Note()
 
 
 @dataclass(frozen=True)
@@ -82,18 +75,21 @@ class Packed:
     coded_bytes: int
 
 
-def bound(unit: Unit, codec: int) -> int:
-    """Return the largest number of bytes that a frame of `unit` can have."""
-    raw = unit.raw_bytes
-    return HEADER_BYTES + (raw if codec == RAW else raw + raw // 255 + 64)
+def bound(unit: Unit) -> int:
+    """Return the largest number of bytes that a frame of `unit` can have: what doesn't shrink travels raw."""
+    return HEADER_BYTES + unit.raw_bytes
 
 
-def pack(array: np.ndarray, unit: Unit, place: Place, codec: int, note: Note = Note(), out: np.ndarray | None = None) -> Packed:
-    """Return the frame of `array`, written into `out` (uint8, at least `bound` long) where given."""
+def pack(
+    array: np.ndarray, unit: Unit, place: Place, codec: int, note: Note = NO_NOTE, out: np.ndarray | None = None
+) -> Packed:
+    """Return the frame of `array`, written into `out` (uint8, `bound` long) where given."""
     if array.shape != unit.shape or array.dtype != np.dtype(unit.dtype):
         raise WireError(f"{unit.name}: packing {array.dtype}{array.shape}, the unit is {unit.dtype}{unit.shape}.")
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     payload = raw if codec == RAW else np.frombuffer(_compress(raw), np.uint8)
+    if payload.size >= raw.size:
+        codec, payload = RAW, raw
     size = HEADER_BYTES + payload.size
     frame = np.empty(size, np.uint8) if out is None else out[:size]
     if frame.size != size:
@@ -102,7 +98,7 @@ def pack(array: np.ndarray, unit: Unit, place: Place, codec: int, note: Note = N
     header["magic"], header["version"], header["codec"], header["flags"] = MAGIC, VERSION, codec, note.again
     header["round"], header["exchange"], header["device"], header["unit"] = place
     header["dtype"] = np.dtype(unit.dtype).str[1:].encode()
-    header["loss"], header["compute_s"] = note.loss, note.compute_s
+    header["loss"], header["compute_s"], header["flops"] = note.loss, note.compute_s, note.flops
     header["raw_bytes"], header["coded_bytes"] = raw.size, payload.size
     frame[HEADER_BYTES:] = payload
     frame[:HEADER_BYTES] = header.view(np.uint8)
@@ -122,7 +118,6 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
     expected: Sequence[tuple[str, object, object]] = (
         ("magic", int(header["magic"]), MAGIC),
         ("version", int(header["version"]), VERSION),
-        ("codec", int(header["codec"]), codec),
         ("round", int(header["round"]), place.round),
         ("exchange", int(header["exchange"]), place.exchange),
         ("device", int(header["device"]), place.device),
@@ -136,14 +131,17 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
         if found != wanted:
             raise refuse(what, found, wanted)
     payload = frame[HEADER_BYTES:]
-    raw = payload if codec == RAW else np.frombuffer(_expand(payload, unit, sender), np.uint8)
+    used = int(header["codec"])
+    if used not in (RAW, codec):
+        raise refuse("codec", used, f"{RAW} or {codec}")
+    raw = payload if used == RAW else np.frombuffer(_expand(payload, unit, sender), np.uint8)
     array = raw.view(np.dtype(unit.dtype)).reshape(unit.shape)
-    return array, Note(float(header["loss"]), float(header["compute_s"]), bool(header["flags"]))
+    return array, Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(header["flags"]))
 
 
 def _checksum(frame: np.ndarray) -> int:
-    digest = xxhash.xxh3_64(frame[:_CHECKSUM_AT])
-    digest.update(frame[HEADER_BYTES:])
+    digest = xxhash.xxh3_64(frame[:_CHECKSUM_AT].data)
+    digest.update(frame[HEADER_BYTES:].data)
     return digest.intdigest()
 
 

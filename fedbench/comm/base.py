@@ -25,15 +25,22 @@ class Request(Protocol):
     @property
     def received_bytes(self) -> int:
         """Length of the received message in bytes (0 for sends)."""
+        ...
 
 
 class Transport(Protocol):
-    """Byte messages between `size` ranks, of which this is `rank`."""
+    """Byte messages between `size` ranks, of which this is `rank`.
+
+    `moved_bytes` counts each message that this rank sent or received.
+    """
 
     rank: int
     size: int
     moved_bytes: int
-    open_requests: int
+
+    @property
+    def open_requests(self) -> int:
+        """Messages started and not yet done."""
 
     def send(self, buffer: np.ndarray, peer: int, tag: int) -> Request:
         """Start sending a uint8 buffer, which belongs to the transport until the request is done."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedbench.base.errors import WireError
-from fedbench.comm.base import Missing
+from fedbench.comm.base import Missing, Request
 
 
 class _Pending:
@@ -51,7 +51,7 @@ class Loopback:
         self._check(peer)
         return self._meet(_Pending(buffer), self._receives, self._sends, tag, sending=False)
 
-    def wait(self, requests: Sequence[_Pending], deadline_s: float, missing: Missing) -> None:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing) -> None:
         """Raise WireError at once where a message can never come: nobody else would send it."""
         left = [index for index, request in enumerate(requests) if not request.done()]
         if left:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedbench.base.errors import WireError
-from fedbench.comm.base import BACKOFF_S, Missing
+from fedbench.comm.base import BACKOFF_S, Missing, Request
 
 #: MPI counts are 32-bit in MPI 1-3; frames are far smaller, and a larger one is an error here.
 MAX_MESSAGE_BYTES = 1 << 30
@@ -37,6 +37,7 @@ class _Pending:
             self._owner.open_requests -= 1
             if self._receiving:
                 self.received_bytes = self._status.Get_count(self._byte)
+                self._owner.moved_bytes += self.received_bytes
         return self._complete
 
 
@@ -71,7 +72,7 @@ class MpiTransport:
         self.open_requests += 1
         return _Pending(self._comm.Irecv([buffer, self._mpi.BYTE], peer, tag), self, receiving=True)
 
-    def wait(self, requests: Sequence[_Pending], deadline_s: float, missing: Missing) -> None:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing) -> None:
         """Return when all requests are done; after `deadline_s` seconds raise WireError with `missing(indices)`."""
         end = time.monotonic() + deadline_s
         pause = BACKOFF_S[0]

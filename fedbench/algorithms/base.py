@@ -1,0 +1,168 @@
+"""What a method is: four steps on named arrays, and the settings that it owns.
+
+A round is a sequence of exchanges. In each, the cloud plans, every sampled device
+computes, the cloud combines what they sent (in device order) and all replicas apply the
+reply. A method sees arrays, batches and a model; never ranks, codecs, links or files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fedbench.base.account import Meter
+from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.config import Section
+from fedbench.data.rows import Batch
+from fedbench.models.adapters import Cut
+from fedbench.models.trainable import Trainable
+from fedbench.zo.direction import as_keys, direction_key
+from fedbench.zo.stream import Stream
+
+
+class Settings(Section):
+    """Settings that every method has."""
+
+    lr: float = Field(1e-2, gt=0, description="step size")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="step size over rounds; linear: warm-up over 6 % of the rounds, then down to 0"
+    )
+
+    def lr_at(self, round_: int, rounds: int) -> float:
+        """Return the step size of a round."""
+        if self.schedule == "constant":
+            return self.lr
+        warmup = max(1, round(0.06 * rounds))
+        return self.lr * min((round_ + 1) / warmup, (rounds - round_) / max(1, rounds - warmup))
+
+
+class Round(NamedTuple):
+    """Where a run stands: round, exchange within it, sampled devices in ascending order, step size."""
+
+    number: int
+    exchange: int
+    devices: tuple[int, ...]
+    lr: float
+
+
+class Upload(NamedTuple):
+    """What a device sends, and its mean loss for people to look at."""
+
+    arrays: Arrays
+    loss: float
+
+
+class Reply(NamedTuple):
+    """What the cloud answers; `again` asks the same devices for another exchange in this round."""
+
+    arrays: Arrays
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a method works with.
+
+    `private(round, step, device)` and `public(round, step)` return batches that depend on
+    their arguments and the seed alone; `public_rows()` returns the whole public set in batches.
+    """
+
+    seed: int
+    rounds: int
+    devices: int
+    local_steps: int
+    perturbations: int
+    epsilon: float
+    cut: Cut
+    trainable: Trainable
+    stream: Stream
+    meter: Meter
+    private: Callable[[int, int, int], Batch]
+    public: Callable[[int, int], Batch]
+    public_rows: Callable[[], Sequence[Batch]]
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether directions are Gaussian."""
+        return self.stream.gaussian
+
+    def directions(self, round_: int, device: int, steps: range, count: int) -> np.ndarray:
+        """Return the keys of `count` directions in each of some local steps, uint64 [steps * count, 2]."""
+        return as_keys([direction_key(self.seed, round_, s, device, p) for s in steps for p in range(count)])
+
+
+class Algorithm(ABC):
+    """One method on one replica; the cloud calls all four steps, other ranks `local` and `apply`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    part: ClassVar[str] = "full"
+    uses_devices: ClassVar[bool] = True
+    settings_type: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, settings: Settings, lab: Lab) -> None:
+        self.settings = settings
+        self.lab = lab
+        self.cloud_loss = float("nan")
+        self.query_radius = float("nan")
+        self.replay_ops = 0.0
+
+    def plan_units(self, round_: Round) -> Sequence[Unit]:
+        """Return what `plan` sends in this exchange; nothing by default."""
+        return ()
+
+    def plan(self, round_: Round) -> Arrays:
+        """Return what devices need before they compute (cloud only)."""
+        return {}
+
+    @abstractmethod
+    def upload_units(self, round_: Round) -> Sequence[Unit]:
+        """Return what one device sends."""
+
+    @abstractmethod
+    def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
+        """Return one device's result; the replica's weights are the same before and after."""
+
+    @abstractmethod
+    def reply_units(self, round_: Round) -> Sequence[Unit]:
+        """Return what `combine` answers."""
+
+    @abstractmethod
+    def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
+        """Return the reply to the uploads, which come in device order (cloud only)."""
+
+    @abstractmethod
+    def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
+        """Bring this replica's weights up to date."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what must survive a stop besides the weights; nothing by default."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027  (most methods keep nothing)
+        """Take back what `state` returned."""
+
+
+class ScalarMethod(Algorithm):
+    """A method whose devices send scalars alone, and whose replicas rebuild the step from everybody's."""
+
+    @abstractmethod
+    def scalars(self, round_: Round) -> int:
+        """Return how many scalars one device sends in an exchange."""
+
+    def upload_units(self, round_: Round) -> Sequence[Unit]:
+        """One float32 vector."""
+        return (Unit("scalars", (self.scalars(round_),)),)
+
+    def reply_units(self, round_: Round) -> Sequence[Unit]:
+        """All sampled devices' vectors, in device order."""
+        return (Unit("scalars", (len(round_.devices), self.scalars(round_))),)
+
+    def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
+        """Return the scalars as they came."""
+        return Reply({"scalars": np.stack([arrays["scalars"] for arrays in uploads.values()])})

@@ -1,0 +1,66 @@
+"""FedMeZO: MeZO steps on devices, averaged by the cloud, in its seeded form (methods.md 2.5).
+
+    device: w_i = w; repeat S: a_p = [f(w_i + eps z_p; B) - f(w_i - eps z_p; B)] / (2 eps)
+                               w_i <- w_i - lr mean_p(a_p z_p)
+    all:    w <- w - lr mean_i sum_s mean_p(a_isp z_isp)
+
+The walk is linear in the scalars, so the mean of the devices' models is rebuilt from
+them: M P S directions a round, each device its own.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from fedbench.algorithms.base import Round, ScalarMethod, Upload
+from fedbench.algorithms.base import Settings as BaseSettings
+from fedbench.base.arrays import Arrays
+from fedbench.zo.direction import Direction, Terms
+from fedbench.zo.estimate import central
+from fedbench.zo.update import subtract
+
+
+class Settings(BaseSettings):
+    """FedMeZO's settings."""
+
+    lr: float = 2e-3
+
+
+class FedMeZO(ScalarMethod):
+    """Plain zeroth-order federated fine-tuning: the baseline."""
+
+    name = "fedmezo"
+    summary = "zeroth-order local steps, scalars up, every replica rebuilds"
+    settings_type: ClassVar[type[BaseSettings]] = Settings
+
+    def scalars(self, round_: Round) -> int:
+        """S P."""
+        return self.lab.local_steps * self.lab.perturbations
+
+    def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
+        """Return a [S P] along the device's own walk, which stays laid over the weights."""
+        lab, count = self.lab, self.lab.perturbations
+        self.query_radius = lab.epsilon
+        keys = lab.directions(round_.number, device, range(lab.local_steps), count)
+        a = np.empty(len(keys), np.float32)
+        losses = []
+        for step in range(lab.local_steps):
+            batch = lab.private(round_.number, step, device)
+            done = step * count
+            walk = Terms(keys[:done], (round_.lr / count * a[:done]).astype(np.float32))
+            for k in range(done, done + count):
+                plus, minus = lab.stream.losses(batch, Direction(keys[k]), lab.epsilon, walk)
+                a[k] = central(plus, minus, lab.epsilon)
+                losses.append((plus + minus) / 2)
+        return Upload({"scalars": a}, float(np.mean(losses)))
+
+    def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
+        """w <- w - lr / (M P) sum_isp a_isp z_isp."""
+        lab = self.lab
+        a = reply["scalars"]
+        keys = [lab.directions(round_.number, d, range(lab.local_steps), lab.perturbations) for d in round_.devices]
+        coef = (round_.lr / (len(a) * lab.perturbations) * a.reshape(-1)).astype(np.float32)
+        terms = Terms(np.concatenate(keys), coef)
+        self.replay_ops += subtract(lab.trainable, terms, gaussian=lab.gaussian)

@@ -1,0 +1,131 @@
+"""Groups runs into arms: same method and settings, several seeds. It reads records only, never files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedbench.base.config import OUTSIDE_HASH, Config, as_tree, flatten
+from fedbench.base.records import Run
+from fedbench.report.units import setting
+
+#: The order of methods in tables and legends; others follow by name.
+METHOD_ORDER = (
+    *("cooperllm", "cooperllm_plus", "public_only", "fedmezo", "fedspzo", "fedzo", "fedkseed", "fedkseed_pro"),
+    *("fwdllm", "decomfl", "baffle", "spry", "ferret", "meerkat", "agzo", "bitfit", "fedavg_lora", "fedavg"),
+)
+_SEED = "run.seed"
+_NAME = "method.name"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ by their seed alone, in order of seed; `settings` are those of the label."""
+
+    label: str
+    method: str
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def by_seed(self) -> dict[int, Run]:
+        """The run of each seed."""
+        return {run.summary.seed: run for run in self.runs}
+
+
+class Curve(NamedTuple):
+    """A line over the rounds that all seeds evaluated: mean x, mean y, smallest and largest y, each [points]."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """Return the arms of `runs`; a run that occurs twice counts once.
+
+    An arm is named after its method and those settings that differ between runs of that method.
+    A text or switch at its default is left out of the name, since it says nothing.
+    """
+    unique = {run.summary.run_id: run for run in runs}.values()
+    flat = {run.summary.run_id: _settings(run) for run in unique}
+    members: dict[str, list[Run]] = {}
+    shown: dict[str, dict[str, Any]] = {}
+    for method in sorted({run.summary.method for run in unique}, key=_place):
+        own = [run for run in unique if run.summary.method == method]
+        varied = varying([flat[run.summary.run_id] for run in own])
+        for run in own:
+            values = {key: flat[run.summary.run_id].get(key) for key in varied}
+            label = _label(method, values)
+            members.setdefault(label, []).append(run)
+            shown[label] = values
+    arms = [
+        Arm(label, own[0].summary.method, shown[label], tuple(sorted(own, key=lambda run: run.summary.seed)))
+        for label, own in members.items()
+    ]
+    return sorted(arms, key=lambda arm: (_place(arm.method), [_order(v) for v in arm.settings.values()], arm.label))
+
+
+def varying(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the sorted keys whose values are not the same in all flat trees."""
+    keys = sorted({key for tree in trees for key in tree})
+    return [key for key in keys if any(tree.get(key) != trees[0].get(key) for tree in trees)]
+
+
+def settings_of(arm: Arm) -> dict[str, Any]:
+    """Return the flat settings of an arm, seed and keys without effect apart."""
+    return _settings(arm.runs[0])
+
+
+def cumulative(run: Run, column: str) -> np.ndarray:
+    """Return [rows] the running total of a column of `rounds`; row 0 is the state before training."""
+    values = np.asarray(run.rounds[column], dtype=np.float64)
+    return np.cumsum(np.where(np.isfinite(values), values, 0.0))
+
+
+def rounds_done(run: Run) -> np.ndarray:
+    """Return [rows] how many rounds were complete at each row, from 0."""
+    return np.asarray(run.rounds["round"], dtype=np.float64) + 1
+
+
+def curve(arm: Arm, x: str, y: str) -> Curve:
+    """Return accuracy `y` (a column of `rounds`) against rounds (`x` = "round") or the running total of column `x`."""
+    rows = min(len(run.rounds["round"]) for run in arm.runs)
+    xs = np.stack([(rounds_done(run) if x == "round" else cumulative(run, x))[:rows] for run in arm.runs])
+    ys = np.stack([np.asarray(run.rounds[y], dtype=np.float64)[:rows] for run in arm.runs])
+    known = np.isfinite(ys).all(axis=0)
+    ys = ys[:, known]
+    return Curve(xs[:, known].mean(axis=0), ys.mean(axis=0), ys.min(axis=0), ys.max(axis=0))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    flat = flatten(run.config)
+    return {key: value for key, value in flat.items() if key not in OUTSIDE_HASH and key not in (_SEED, _NAME)}
+
+
+def _label(method: str, values: Mapping[str, Any]) -> str:
+    defaults = flatten(as_tree(Config(method={})))
+    last = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for key, value in values.items():
+        if not _is_number(value) and key in defaults and defaults[key] == value:
+            continue
+        name = key.rpartition(".")[2]
+        parts.append(f"{name if last.count(name) == 1 else key} = {setting(value)}")
+    return f"{method} ({', '.join(parts)})" if parts else method
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _place(method: str) -> tuple[int, str]:
+    return (METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER), method)
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    return (1, float(value), "") if _is_number(value) else (0 if value is None else 2, 0.0, str(value))

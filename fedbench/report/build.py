@@ -1,0 +1,116 @@
+"""Ties the report together: run files in, tables, figures and one page out. It changes no run file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedbench.base import fsio
+from fedbench.base.errors import ResultError
+from fedbench.base.records import ROUND_COLUMNS, Run
+from fedbench.report import bars, canvas, compare, facts, page, plot, table
+from fedbench.report.arms import Arm, cumulative, group, rounds_done
+from fedbench.report.looks import DARK, LIGHT, Theme
+from fedbench.results import reader
+
+_NOT_RUNS = ("all.h5",)
+_BAD_FOLDER = "bad"
+_TOTALS = ("device_flops", "uplink_bytes", "round_s")
+_TITLE = "Federated fine-tuning, measured"
+
+
+def build(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Write report.md, table.csv, rounds.csv, the figures as PNG and index.html into `out`; return their paths.
+
+    A folder stands for all run files below it, those in `bad` apart; one that can't be read
+    there is named in the report and left out. A file named here must be readable (ResultError).
+    """
+    runs, skipped = load(paths)
+    if not runs:
+        told = f" Left out: {' '.join(skipped)}" if skipped else ""
+        raise ResultError(
+            f"no run file in {', '.join(map(str, paths)) or 'no path'}; expected *.h5 of `fedbench run`.{told}"
+        )
+    arms = group(runs)
+    drawings = {theme.name: _drawings(arms, theme) for theme in (LIGHT, DARK)}
+    files: dict[str, bytes] = {f"{d.name}.png": canvas.png(d.figure) for d in drawings["light"]}
+    tables = [table.demo_grid(arms)]
+    tables += [grid for arm in compare.references(arms) if (grid := compare.compare_grid(arm, arms)).rows]
+    behind = [facts.settings_grid(arms), facts.shared_grid(arms), facts.provenance_grid(arms), facts.runs_grid(arms)]
+    files["table.csv"] = table.to_csv(arms).encode()
+    files["rounds.csv"] = rounds_csv(arms).encode()
+    lead = _lead(arms, skipped)
+    files["report.md"] = _markdown(lead, tables, drawings["light"], behind).encode()
+    pictures = [
+        page.Picture(canvas.svg(light.figure), canvas.svg(dark.figure), light.caption, light.alt)
+        for light, dark in zip(drawings["light"], drawings["dark"], strict=True)
+    ]
+    sections = [page.Section(grid) for grid in tables]
+    footer = [page.Section(grid, text=True, folded=i in (1, 3)) for i, grid in enumerate(behind)]
+    html = page.render(title=_TITLE, lead=lead, arms=arms, tables=sections, pictures=pictures, facts=footer)
+    files["index.html"] = html.encode()
+    for name, content in files.items():
+        fsio.replace_whole(out / name, functools.partial(_put, content=content))
+    return [out / name for name in files]
+
+
+def load(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs of files and folders, and one sentence per file of a folder that can't be read."""
+    runs: list[Run] = []
+    skipped: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            runs.append(reader.read(path))
+            continue
+        for file in sorted(path.rglob("*.h5")):
+            if file.name in _NOT_RUNS or _BAD_FOLDER in file.relative_to(path).parts:
+                continue
+            try:
+                runs.append(reader.read(file))
+            except ResultError as error:
+                skipped.append(str(error))
+    return runs, skipped
+
+
+def rounds_csv(arms: Sequence[Arm]) -> str:
+    """Return one line per run and row of `rounds`, in base units, with rounds done and running totals."""
+    header = ["arm", "run_id", "method", "seed", *ROUND_COLUMNS, "rounds_done", *(f"total_{name}" for name in _TOTALS)]
+    lines: list[list[object]] = [list(header)]
+    for arm in arms:
+        for run in arm.runs:
+            start = [arm.label, run.summary.run_id, arm.method, run.summary.seed]
+            columns = [run.rounds[name] for name in ROUND_COLUMNS]
+            columns += [rounds_done(run).astype(int), *(cumulative(run, name) for name in _TOTALS)]
+            lines += [[*start, *(value.item() for value in row)] for row in zip(*columns, strict=True)]
+    return table.csv_text(lines)
+
+
+def _drawings(arms: Sequence[Arm], theme: Theme) -> list[canvas.Drawing]:
+    lines = [plot.accuracy(arms, cost, theme) for cost in plot.COSTS]
+    return [*(line for line in lines if line), bars.memory(arms, theme), bars.time_split(arms, theme)]
+
+
+def _lead(arms: Sequence[Arm], skipped: Sequence[str]) -> str:
+    runs = sum(len(arm.runs) for arm in arms)
+    seeds = len({run.summary.seed for arm in arms for run in arm.runs})
+    text = f"{_many(runs, 'run')} of {_many(len(arms), 'arm')} over {_many(seeds, 'seed')}."
+    return f"{text} Left out: {' '.join(skipped)}" if skipped else text
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _markdown(
+    lead: str, tables: Sequence[table.Grid], drawings: Sequence[canvas.Drawing], behind: Sequence[table.Grid]
+) -> str:
+    parts = [f"# {_TITLE}\n\n{lead}\n"]
+    parts += [f"## {grid.title}\n\n{table.to_markdown(grid)}" for grid in tables]
+    parts += [f"## {d.title}\n\n![{d.alt}]({d.name}.png)\n\n{d.caption}\n" for d in drawings]
+    parts += [f"## {grid.title}\n\n{table.to_markdown(grid)}" for grid in behind]
+    return "\n".join(parts)
+
+
+def _put(path: Path, *, content: bytes) -> None:
+    path.write_bytes(content)

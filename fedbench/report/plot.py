@@ -1,0 +1,105 @@
+"""Draws accuracy on dev and test against four kinds of cost: rounds, device FLOPs, uplink bytes, wall time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+
+from fedbench.report import units
+from fedbench.report.arms import Arm, Curve, curve
+from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
+from fedbench.report.looks import Look, Theme, looks
+
+
+class Cost(NamedTuple):
+    """An x axis: file name, title, label, column of `rounds` whose running total it shows, unit."""
+
+    name: str
+    title: str
+    label: str
+    column: str
+    unit: str
+
+
+COSTS = (
+    Cost("accuracy_rounds", "Accuracy against rounds", "rounds", "round", ""),
+    Cost("accuracy_flops", "Accuracy against device compute", "FLOPs of one sampled device", "device_flops", "FLOP"),
+    Cost("accuracy_uplink", "Accuracy against uplink", "bytes sent by one sampled device", "uplink_bytes", "B"),
+    Cost("accuracy_time", "Accuracy against wall time", "wall time without evaluation", "round_s", "s"),
+)
+_SPLITS = (("dev_accuracy", "dev split"), ("test_accuracy", "test split"))
+_WIDE_RATIO = 30.0
+
+
+def accuracy(arms: Sequence[Arm], cost: Cost, theme: Theme) -> Drawing | None:
+    """Return dev and test accuracy against one cost; None where no arm has any of it.
+
+    A line is the mean over seeds, a band their smallest and largest value. The axis is
+    logarithmic where the arms' totals differ by more than 30 times.
+    """
+    lines = {arm.label: [curve(arm, cost.column, split) for split, _ in _SPLITS] for arm in arms}
+    drawn = {label: float(c[0].x[-1]) for label, c in lines.items() if len(c[0].x) and c[0].x[-1] > 0}
+    if not drawn:
+        return None
+    log = bool(cost.unit) and max(drawn.values()) > _WIDE_RATIO * min(drawn.values())
+    figure, panels = canvas(theme, cost.title, 4.3, columns=len(_SPLITS))
+    chosen = looks(arms)
+    for i, (axes, (_, split)) in enumerate(zip(panels, _SPLITS, strict=True)):
+        for label in drawn:
+            (handle,) = _line(axes, _positive(lines[label][i]) if log else lines[label][i], theme, chosen[label])
+            handle.set_label(label if i == 0 else "_")
+        axes.set_title(split, loc="left", fontsize=10, color=theme.muted)
+        axes.set_xlabel(cost.label, color=theme.muted)
+        rules(axes, theme, "y")
+        axes.margins(x=0.02)
+        marks(axes, cost.unit, log=log, whole=cost.column == "round")
+    panels[0].set_ylabel("accuracy", color=theme.muted)
+    _target(panels[0], arms, theme)
+    legend(figure, list(drawn), theme, lines=True)
+    left_out = [label for label in lines if label not in drawn]
+    finals = ", ".join(f"{label} {_last(lines[label][1])}" for label in drawn)
+    alt = f"Two line charts, dev and test accuracy against {cost.label}. Last test accuracy: {finals}."
+    return Drawing(figure, cost.name, cost.title, _caption(arms, left_out, cost, log), alt)
+
+
+def _line(axes: Axes, line: Curve, theme: Theme, look: Look) -> Any:
+    colour = theme.arms[look.colour]
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+    marker: dict[str, Any] = {"marker": look.marker, "markersize": 5, "markeredgecolor": theme.surface}
+    every: Any = (0.0, 0.12) if len(line.x) > 1 else 1
+    return axes.plot(line.x, line.mean, color=colour, linestyle=look.dash, linewidth=1.9, markevery=every, **marker)
+
+
+def _positive(line: Curve) -> Curve:
+    return Curve(*(values[line.x > 0] for values in line))
+
+
+def _last(line: Curve) -> str:
+    return units.fraction(float(line.mean[-1]) if len(line.mean) else None)
+
+
+def _target(axes: Axes, arms: Sequence[Arm], theme: Theme) -> None:
+    """Draw the target, outside whose right end stands its value, where all runs share one."""
+    targets = {run.summary.target_accuracy for arm in arms for run in arm.runs}
+    target = targets.pop() if len(targets) == 1 else None
+    if target is not None:
+        axes.axhline(target, color=theme.ink, linewidth=1, linestyle=(0, (2, 2)), alpha=0.8)
+        text: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 8.5, "color": theme.ink}
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        axes.annotate(f"target\n{target:g}", (1, target), (4, 0), **place, **text)
+
+
+def _caption(arms: Sequence[Arm], left_out: Sequence[str], cost: Cost, log: bool) -> str:
+    seeds = sorted({len(arm.runs) for arm in arms})
+    span = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    text = "One seed." if span == "1" else f"Mean over {span} seeds; bands run from the smallest to the largest value."
+    if log:
+        text += " Logarithmic axis; the state before training has no place on it."
+    if left_out:
+        spent = {"device_flops": "Spends no device FLOPs", "uplink_bytes": "Sends no bytes"}.get(
+            cost.column, "Not evaluated"
+        )
+        text += f" {spent}, so not drawn: {', '.join(left_out)}."
+    return text

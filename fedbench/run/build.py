@@ -1,0 +1,163 @@
+"""From a checked job file to the objects of a run: the only registry of methods.
+
+`resolve` fills every default in and names the run; `construct` loads data and model. Both
+raise errors of the user's kind alone, and neither sends a message or writes a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedbench.algorithms.base import Algorithm, Lab, Settings
+from fedbench.algorithms.cooperllm import CooperLLM
+from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedmezo import FedMeZO
+from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.public_only import PublicOnly
+from fedbench.base import account, config, identity
+from fedbench.base.config import Config
+from fedbench.base.errors import ConfigError, nearest
+from fedbench.base.rng import generator
+from fedbench.codec import frame
+from fedbench.data.partition import batch_rows, partition, sampled_devices
+from fedbench.data.rows import Batch, Splits
+from fedbench.data.splits import load_splits
+from fedbench.models import load
+from fedbench.models.adapters import Cut
+from fedbench.models.trainable import Trainable, select
+from fedbench.zo.kernels import cpu
+from fedbench.zo.stream import Stream
+
+METHODS: dict[str, type[Algorithm]] = {
+    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
+}
+
+#: Rows of one public batch, and of one piece of a pass over the whole public set.
+PUBLIC_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run before anything is loaded: the config, the active method's settings, the whole as a tree, its name."""
+
+    config: Config
+    settings: Settings
+    tree: Mapping[str, Any]
+    run_id: str
+
+    @property
+    def method(self) -> type[Algorithm]:
+        """The active method."""
+        return METHODS[self.config.method_name]
+
+    @property
+    def codec(self) -> int:
+        """The codec of frames."""
+        return frame.LZ4 if self.config.comm.lz4 else frame.RAW
+
+
+@dataclass(frozen=True)
+class Built:
+    """A run ready to start on one rank."""
+
+    job: Job
+    splits: Splits
+    cut: Cut
+    trainable: Trainable
+    algorithm: Algorithm
+    lab: Lab
+
+    def sampled(self, round_: int) -> tuple[int, ...]:
+        """Return the devices of a round in ascending order."""
+        if not self.algorithm.uses_devices:
+            return ()
+        federation = self.job.config.federation
+        chosen = sampled_devices(self.job.config.run.seed, round_, federation.devices, federation.sampled_devices)
+        return tuple(int(device) for device in chosen)
+
+
+def resolve(job: Config, source: str, overridden: frozenset[tuple[str, ...]] = frozenset()) -> Job:
+    """Return the job with the defaults of its method filled in; all tables of `[method.<name>]` are checked."""
+    name = job.method_name
+    if name not in METHODS:
+        raise ConfigError(
+            f"method.name: found {name!r}; allowed: {', '.join(sorted(METHODS))}."
+            f"{nearest(name, METHODS)} (From {source})"
+        )
+    settings = Settings()
+    for key, table in job.method.items():
+        if key == "name":
+            continue
+        if key not in METHODS or not isinstance(table, dict):
+            raise ConfigError(
+                f"method.{key}: unknown method table. Allowed: name, {', '.join(sorted(METHODS))}."
+                f"{nearest(key, METHODS)} (From {source})"
+            )
+        checked = config.validate(
+            METHODS[key].settings_type, table, prefix=("method", key), source=source, overridden=overridden
+        )
+        settings = checked if key == name else settings
+    if name not in job.method:
+        settings = METHODS[name].settings_type()
+    tree = config.as_tree(job)
+    tree["method"] = {"name": name, "settings": config.as_tree(settings)}
+    tree["model"]["trainable"] = job.model.trainable or METHODS[name].part
+    tree["federation"]["sampled"] = job.federation.sampled_devices
+    return Job(job, settings, tree, identity.run_id(tree))
+
+
+def construct(job: Job) -> Built:
+    """Return everything a rank needs to take part in the run."""
+    c = job.config
+    account.use_threads(c.run.threads)
+    cpu.set_threads(c.run.threads)
+    embedded = c.model.name == "embedded"
+    source = None if embedded else load.source_of(c.model.name)
+    splits = load_splits(c.data, c.run.seed, source)
+    cut = load.build(c.model.name, c.data, splits, c.run.seed)
+    trainable = select(cut, c.model.trainable or job.method.part)
+    parts = partition(splits.train, c.federation.devices, c.federation.partition, c.federation.alpha, c.run.seed)
+    meter = account.Meter()
+    lab = _lab(job, splits, parts, cut, trainable, meter)
+    return Built(job, splits, cut, trainable, job.method(job.settings, lab), lab)
+
+
+def _lab(
+    job: Job, splits: Splits, parts: Sequence[np.ndarray], cut: Cut, trainable: Trainable, meter: account.Meter
+) -> Lab:
+    c = job.config
+    seed = c.run.seed
+
+    def private(round_: int, step: int, device: int) -> Batch:
+        return splits.train.batch(batch_rows(seed, round_, step, device, parts[device], c.federation.batch_size))
+
+    def public(round_: int, step: int) -> Batch:
+        size = min(PUBLIC_BATCH, len(splits.public))
+        chosen = generator(seed, "public batch", round_, step).choice(len(splits.public), size, replace=False)
+        return splits.public.batch(np.sort(chosen))
+
+    def public_rows() -> Sequence[Batch]:
+        order = np.argsort(splits.public.lengths, kind="stable")
+        pieces = max(1, round(len(order) / PUBLIC_BATCH))
+        return [splits.public.batch(piece) for piece in np.array_split(order, pieces)]
+
+    gaussian = c.zo.distribution == "gaussian"
+    return Lab(
+        seed=seed,
+        rounds=c.run.rounds,
+        devices=c.federation.devices,
+        local_steps=c.federation.local_steps,
+        perturbations=c.zo.perturbations,
+        epsilon=c.zo.epsilon,
+        cut=cut,
+        trainable=trainable,
+        stream=Stream(cut, trainable, meter, gaussian=gaussian),
+        meter=meter,
+        private=private,
+        public=public,
+        public_rows=public_rows,
+    )

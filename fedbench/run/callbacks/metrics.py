@@ -1,0 +1,168 @@
+"""Turns what happened into the columns of the run file: evaluation, logical bytes, times.
+
+Lives on rank 0. It reads the model and never changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedbench.base.clock import Clock
+from fedbench.base.errors import NumericsError
+from fedbench.data.rows import Rows
+from fedbench.models.adapters import Cut
+from fedbench.models.load import features_of
+from fedbench.models.probe import logistic_accuracy
+from fedbench.run.build import Built
+from fedbench.run.callbacks.traffic import Traffic
+from fedbench.run.runner import Outcome, Runner, weights_sha256
+
+_EVALUATION_ROWS = 128
+
+#: A run with more loss differences of exactly zero than this share is not measuring anything (methods.md 1.5).
+ZERO_LIMIT = 0.01
+_ZERO_SAMPLE = 300
+
+
+class Metrics:
+    """Rows and device rows of a run, as they will be stored."""
+
+    def __init__(self, built: Built, runner: Runner, clock: Clock) -> None:
+        self._built = built
+        self._runner = runner
+        self._clock = clock
+        self._config = built.job.config
+        self.rows: list[dict[str, float]] = []
+        self.device_rows: list[dict[str, list[float]]] = []
+        self.probe_accuracy: float | None = None
+        self.traffic = Traffic(4 * built.trainable.size)
+        self._scalars = self._zeros = 0
+
+    def started(self) -> None:
+        """Evaluate the start model, unless a checkpoint brought that row along."""
+        if self.rows:
+            return
+        cut, splits = self._built.cut, self._built.splits
+        test_features = features_of(cut, splits.test)
+        public = features_of(cut, splits.public)
+        self.probe_accuracy = logistic_accuracy(
+            public, splits.public.labels, test_features, splits.test.labels, cut.classes
+        )
+        self.rows.append({"round": -1, **self._evaluated()})
+
+    def played(self, outcome: Outcome) -> bool:
+        """Add the row of a round; return whether the target is reached and the job stops there."""
+        self._guard(outcome)
+        downs = self.traffic.round(outcome.number, outcome.devices, outcome.plan_bytes, outcome.reply_bytes)
+        seconds = self._clock.seconds
+        row: dict[str, float] = {
+            "round": outcome.number,
+            "exchanges": outcome.exchanges,
+            "lr": outcome.lr,
+            "device_loss": _mean(outcome.losses),
+            "cloud_loss": outcome.cloud_loss,
+            "zero_fraction": outcome.zero_scalars / outcome.scalars if outcome.scalars else float("nan"),
+            "query_radius": outcome.query_radius,
+            "uplink_bytes": _whole_mean(outcome.up_bytes),
+            "downlink_bytes": _whole_mean(downs),
+            "wire_bytes": outcome.wire_bytes,
+            "device_flops": _mean(outcome.flops, 0.0),
+            "cloud_flops": outcome.cloud_flops,
+            "replay_ops": outcome.replay_ops,
+            "round_s": outcome.round_s,
+            "compute_s": self._slowest(outcome),
+            "cloud_s": seconds("cloud"),
+            "encode_s": seconds("encode"),
+            "wait_s": seconds("wait"),
+            "apply_s": seconds("apply"),
+        }
+        last = outcome.number + 1 == self._config.run.rounds
+        if last or (outcome.number + 1) % self._config.run.eval_every == 0:
+            row |= self._evaluated()
+        self.rows.append(row)
+        self.device_rows.append(
+            {
+                "device": list(outcome.devices),
+                "loss": outcome.losses,
+                "uplink_bytes": [*outcome.up_bytes],
+                "downlink_bytes": [*downs],
+                "flops": outcome.flops,
+                "compute_s": outcome.compute_s,
+            }
+        )
+        target = self._config.run.target_accuracy
+        reached = target is not None and row.get("dev_accuracy", 0.0) >= target
+        return reached and self._config.run.stop_at_target
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as a tree that JSON can hold."""
+        return {
+            "rows": self.rows,
+            "device_rows": self.device_rows,
+            "probe_accuracy": self.probe_accuracy,
+            "traffic": self.traffic.state(),
+            "zeros": [self._zeros, self._scalars],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self.rows, self.device_rows = state["rows"], state["device_rows"]
+        self.probe_accuracy = state["probe_accuracy"]
+        self.traffic.restore(state["traffic"])
+        self._zeros, self._scalars = state["zeros"]
+
+    def _evaluated(self) -> dict[str, float]:
+        """Return the evaluation columns and join the weights to the trajectory."""
+        self._runner.trajectory.join(b"weights", bytes.fromhex(weights_sha256(self._built.trainable)))
+        with self._clock.span("evaluate"):
+            accuracy, loss = evaluate(self._built.cut, self._built.splits.dev)
+            test_accuracy, _ = evaluate(self._built.cut, self._built.splits.test)
+        return {
+            "dev_accuracy": accuracy,
+            "dev_loss": loss,
+            "test_accuracy": test_accuracy,
+            "eval_s": self._clock.seconds("evaluate"),
+        }
+
+    def _slowest(self, outcome: Outcome) -> float:
+        """Return the longest compute of a rank: its devices one after the other."""
+        star = self._runner.star
+        by_rank: dict[int, float] = {}
+        for device, seconds in zip(outcome.devices, outcome.compute_s, strict=True):
+            by_rank[star.host_of(device)] = by_rank.get(star.host_of(device), 0.0) + seconds
+        return max(by_rank.values(), default=0.0)
+
+    def _guard(self, outcome: Outcome) -> None:
+        self._scalars += outcome.scalars
+        self._zeros += outcome.zero_scalars
+        if self._scalars >= _ZERO_SAMPLE and self._zeros > ZERO_LIMIT * self._scalars:
+            raise NumericsError(
+                f"Round {outcome.number}: {self._zeros} of {self._scalars} loss differences are exactly zero "
+                f"(allowed: {ZERO_LIMIT:.0%}); the probing step is below what the losses resolve. Raise zo.epsilon "
+                f"(or method.cooperllm.h)."
+            )
+
+
+def evaluate(cut: Cut, rows: Rows) -> tuple[float, float]:
+    """Return accuracy 0..1 and mean loss of a split, in batches of similar length."""
+    order = np.argsort(rows.lengths, kind="stable")
+    right, loss = 0, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(order), _EVALUATION_ROWS):
+            batch = rows.batch(order[start : start + _EVALUATION_ROWS])
+            logits = cut(batch).double()
+            right += int((logits.argmax(1) == batch.labels).sum())
+            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+    return right / len(rows), loss / len(rows)
+
+
+def _mean(values: list[float], empty: float = float("nan")) -> float:
+    return float(np.mean(values)) if values else empty
+
+
+def _whole_mean(values: list[int]) -> int:
+    return round(sum(values) / len(values)) if values else 0

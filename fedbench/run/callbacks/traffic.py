@@ -1,0 +1,61 @@
+"""Logical downlink bytes: what a device would have to fetch, whatever ranks it shares with others.
+
+A device that takes part in round t holds the weights of its last participation t0. It
+fetches the replies of rounds t0 .. t-1 with the numbers of the devices behind them, and
+the plans of those rounds in which it did not take part, or the model where that is less
+(methods.md 2.17); then the plan of round t. When training ends, the devices of the last
+round fetch its reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: Bytes of a device's number in a reply (fedbench's accounting constant).
+ID_BYTES = 4
+
+
+class Traffic:
+    """Counts downlink payload per device; `model_bytes` is the size of the trainable part."""
+
+    def __init__(self, model_bytes: int) -> None:
+        self._model_bytes = model_bytes
+        self._history = [0]
+        self._plans: list[int] = []
+        self._replies: list[int] = []
+        self._last: dict[int, int] = {}
+
+    def round(self, number: int, devices: Sequence[int], plan_bytes: int, reply_bytes: int) -> list[int]:
+        """Return the bytes that each sampled device fetches in a round, and remember the round."""
+        downs = [self._missed(device, number) + plan_bytes for device in devices]
+        reply = reply_bytes + ID_BYTES * len(devices) if reply_bytes else 0
+        self._plans.append(plan_bytes)
+        self._replies.append(reply)
+        self._history.append(self._history[-1] + plan_bytes + reply)
+        self._last.update(dict.fromkeys(devices, number))
+        return downs
+
+    def closing(self) -> int:
+        """Return the bytes that a device of the last round fetches when training has ended."""
+        return min(self._replies[-1], self._model_bytes) if self._replies else 0
+
+    def state(self) -> dict[str, Any]:
+        """Return a tree that JSON can hold."""
+        return {"plans": self._plans, "replies": self._replies, "last": [[k, v] for k, v in self._last.items()]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self._plans, self._replies = list(state["plans"]), list(state["replies"])
+        self._history = [0]
+        for plan, reply in zip(self._plans, self._replies, strict=True):
+            self._history.append(self._history[-1] + plan + reply)
+        self._last = {int(device): int(number) for device, number in state["last"]}
+
+    def _missed(self, device: int, number: int) -> int:
+        last = self._last.get(device)
+        since = 0 if last is None else last
+        bytes_ = self._history[number] - self._history[since]
+        if last is not None:
+            bytes_ -= self._plans[last]
+        return min(bytes_, self._model_bytes)

@@ -1,0 +1,80 @@
+"""The verb `run`: alone, under a launcher, or as the supervisor of one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fedbench.base import config
+from fedbench.base.config import Setting, parse_setting
+from fedbench.base.errors import EXIT_OK, ConfigError
+from fedbench.run import finish, launch, supervise
+from fedbench.run.build import Job, construct, resolve
+from fedbench.run.execute import Execution, Options, already_done
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return the exit code of `fedbench run`."""
+    launched = launch.launched_size()
+    if launched is None:
+        return _alone(args)
+    if args.ranks is not None and args.ranks != launched:
+        raise ConfigError(f"-n: found {args.ranks}; the launcher started {launched} rank(s).")
+    memory = finish.Memory()
+    transport = launch.enter(launched)
+    execution = Execution(transport, memory)
+    return launch.guard(transport, lambda: execution(lambda size: _job(args, size), _options(args)), execution.where)
+
+
+def _alone(args: argparse.Namespace) -> int:
+    """Run in this process, or start and supervise `mpirun` when more than one rank is asked for."""
+    job = _job(args, args.ranks)
+    options, ranks = _options(args), job.config.run.ranks
+    if ranks > 1:
+        supervise.mpirun()
+    if args.dry_run:
+        construct(job)
+        print(f"{options.run_file(job)}  ({ranks} rank(s), {job.config.run.rounds} rounds)", file=sys.stderr)
+        return EXIT_OK
+    if already_done(job, options):
+        print(options.run_file(job))
+        return EXIT_OK
+    if ranks == 1:
+        transport = launch.enter(1)
+        execution = Execution(transport, finish.Memory())
+        return launch.guard(transport, lambda: execution(lambda _: job, options), execution.where)
+    construct(job)
+    return supervise.supervise(
+        _arguments(args, ranks), ranks, job.config.run.threads, lambda: already_done(job, _unforced(options))
+    )
+
+
+def _job(args: argparse.Namespace, ranks: int | None) -> Job:
+    """Return the job of a command line; `ranks` replaces `run.ranks`."""
+    settings = [parse_setting(text) for text in args.settings]
+    if ranks is not None:
+        settings.append(Setting(("run", "ranks"), ranks))
+    overridden = frozenset(setting.path for setting in settings)
+    return resolve(config.load(args.job, settings), str(args.job), overridden)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    if args.results is not None:
+        return Options(args.results, args.resume, args.force)
+    settings = [parse_setting(text) for text in args.settings]
+    return Options(Path(config.load(args.job, settings).results.dir), args.resume, args.force)
+
+
+def _unforced(options: Options) -> Options:
+    return Options(options.results, options.resume)
+
+
+def _arguments(args: argparse.Namespace, ranks: int) -> list[str]:
+    """Return the command line of the ranks."""
+    words = ["run", str(args.job), "-n", str(ranks)]
+    for text in args.settings:
+        words += ["--set", text]
+    if args.results is not None:
+        words += ["--results", str(args.results)]
+    return words + [word for word, wanted in (("--resume", args.resume), ("--force", args.force)) if wanted]

@@ -1,0 +1,182 @@
+"""One rank's whole run: agree on the job, build it, resume, play, finish, write the run file.
+
+Errors that a user can mend are found on every rank before the first message, and then
+agreed on, so that there is one message and one exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fedbench.base import identity, provenance
+from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.clock import Clock
+from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
+from fedbench.codec.frame import Place
+from fedbench.comm.base import Transport
+from fedbench.comm.star import Star
+from fedbench.results import reader, writer
+from fedbench.run import finish, launch
+from fedbench.run.build import Built, Job, construct
+from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
+from fedbench.run.callbacks.metrics import Metrics
+from fedbench.run.callbacks.progress import ShowProgress
+from fedbench.run.ckpt import Store
+from fedbench.run.runner import Runner, weights_sha256
+
+#: Makes the job for a number of ranks; raises errors of the user's kind.
+JobMaker = Callable[[int], Job]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a job: none of it changes a number."""
+
+    results: Path
+    resume: bool = False
+    force: bool = False
+
+    def run_file(self, job: Job) -> Path:
+        """Return where the run file goes."""
+        return self.results / "runs" / f"{job.run_id}.h5"
+
+    def checkpoints(self, job: Job) -> Store:
+        """Return the run's checkpoint store."""
+        folder = self.results / "ckpt" / job.run_id
+        return Store(folder, identity.config_sha256(job.tree), launch.say)
+
+
+def already_done(job: Job, options: Options) -> bool:
+    """Return whether the run is done; a file in its place that is not sound is put aside."""
+    path = options.run_file(job)
+    if options.force or not path.exists():
+        return False
+    if reader.is_done(path, job.run_id):
+        return True
+    launch.say(f"{path} is not a complete run; it was moved to {reader.quarantine(path)}.")
+    return False
+
+
+class Execution:
+    """One rank's run, with the place that it has reached for error messages."""
+
+    def __init__(self, transport: Transport, memory: finish.Memory) -> None:
+        self._transport = transport
+        self._memory = memory
+        self._clock = Clock()
+        self._phase = "setting up"
+
+    def where(self) -> str:
+        """Return the place in the run."""
+        return f"round {self._clock.round}" if self._clock.round >= 0 else self._phase
+
+    def __call__(self, make_job: JobMaker, options: Options) -> int:
+        """Return the exit code that all ranks agreed on."""
+        built = self._agreed_build(make_job)
+        if isinstance(built, int):
+            return built
+        job = built.job
+        star = Star(self._transport, job.codec, job.config.comm.deadline_s, self._clock)
+        done = already_done(job, options) if star.is_cloud else False
+        if star.agree([int(done)], "say whether the run is done")[0]:
+            return self._announce(options.run_file(job))
+        return self._run(built, star, options)
+
+    def _agreed_build(self, make_job: JobMaker) -> Built | int:
+        """Return the built run, or the exit code that all ranks leave with; the first rank at fault prints why."""
+        transport, error, built = self._transport, None, None
+        try:
+            self._memory.end_phase()
+            built = construct(make_job(transport.size))
+            self._memory.end_phase()
+        except FedbenchError as found:
+            error = found
+        mine = 0 if error is None else error.exit_code
+        first = transport.size - transport.rank if error is not None else 0
+        digest = int(identity.config_sha256(built.job.tree)[:15], 16) if built is not None else 0
+        code, speaker, high, low = transport.agree([mine, first, digest, -digest], 600.0, "build the job")
+        if code:
+            if error is not None and speaker == first:
+                launch.say(str(error))
+            return code
+        if high != -low:
+            raise WireError("The ranks hold different jobs (their config hashes differ).")
+        assert built is not None
+        return built
+
+    def _run(self, built: Built, star: Star, options: Options) -> int:
+        job, clock = built.job, self._clock
+        flag = launch.StopFlag()
+        flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        runner = Runner(built, star, clock)
+        metrics = Metrics(built, runner, clock)
+        store = options.checkpoints(job)
+        saver = SaveCheckpoint(store, runner, metrics, job.config.results.checkpoint_every)
+        if options.resume:
+            self._resume(store, runner, metrics)
+        started = provenance.now()
+        console = Console(stderr=True)
+        progress = ShowProgress(job.run_id, job.config.run.rounds, metrics, console)
+        self._phase = "before the first round"
+        try:
+            reason = runner.run([metrics, saver, progress] if star.is_cloud else [], flag)
+        finally:
+            progress.close()
+        clock.round = -1
+        self._phase = "finishing"
+        self._memory.end_phase()
+        if reason == "stopped":
+            if star.is_cloud:
+                saver.save()
+                launch.say(f"stopped after round {runner.next_round}; go on with --resume.")
+            star.finish()
+            return EXIT_STOPPED
+        weights = weights_sha256(built.trainable)
+        ranks = finish.gather_ranks(star, self._memory, clock, weights, replicas=built.algorithm.uses_devices)
+        star.finish()
+        if not star.is_cloud:
+            return EXIT_OK
+        facts = {
+            "mpi": launch.library(star.transport),
+            "hosts": sorted({star.transport.name_of(rank).rpartition(" ")[2] for rank in range(star.transport.size)}),
+            "threads_per_rank": job.config.run.threads,
+            "started": started,
+            "ended": provenance.now(),
+            "data": dict(built.splits.source),
+            "model": {"name": job.config.model.name, "trainable_entries": built.trainable.size},
+        }
+        run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(facts))
+        writer.write(options.run_file(job), run)
+        store.clear()
+        return self._announce(options.run_file(job))
+
+    def _resume(self, store: Store, runner: Runner, metrics: Metrics) -> None:
+        """Bring all ranks to the newest checkpoint; without one the run starts fresh."""
+        star, tensors = runner.star, runner.built.trainable
+        checkpoint = store.newest() if star.is_cloud else None
+        found, next_round = star.agree(
+            [int(checkpoint is not None), int(checkpoint.state["next_round"]) if checkpoint else 0], "resume"
+        )
+        if not found:
+            if star.is_cloud:
+                launch.say("no checkpoint to resume from; starting fresh.")
+            return
+        runner.next_round = next_round
+        weights: Arrays | None = None
+        if checkpoint is not None:
+            take_up(checkpoint, runner, metrics)
+            weights = {t.name: t.flat for t in tensors}
+        units = [Unit(t.name, (t.size,)) for t in tensors]
+        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
+        for tensor in tensors:
+            tensor.flat[:] = inbox[tensor.name]
+
+    def _announce(self, path: Path) -> int:
+        if self._transport.rank == 0:
+            print(path, file=sys.stdout, flush=True)
+        return EXIT_OK

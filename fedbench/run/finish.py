@@ -1,0 +1,152 @@
+"""What a finished run leaves: every rank's memory and spans brought to rank 0, and the record of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedbench.base import account, records
+from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.clock import Clock
+from fedbench.base.errors import WireError
+from fedbench.codec.frame import NO_NOTE, Place
+from fedbench.comm.star import Star
+from fedbench.run.callbacks.metrics import Metrics
+from fedbench.run.runner import Runner, weights_sha256
+
+KINDS = ("compute", "cloud", "encode", "wait", "decode", "apply", "evaluate")
+PHASES = ("import", "load", "train")
+
+
+class Memory:
+    """Highest resident memory of this process at the end of each phase, in bytes."""
+
+    def __init__(self) -> None:
+        self.peaks: list[int] = []
+
+    def end_phase(self) -> None:
+        """Note the high-water mark."""
+        self.peaks.append(account.peak_bytes())
+
+
+class Ranks(NamedTuple):
+    """What all ranks reported: `memory` int64 [ranks, phases]; spans as columns."""
+
+    memory: np.ndarray
+    spans: dict[str, np.ndarray]
+
+
+def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
+    """Return every rank's memory and spans on rank 0; WireError where a replica's weights differ from the cloud's."""
+    mine_spans = list(clock.spans)
+    (most,) = star.agree([len(mine_spans)], "report their spans")
+    units = [
+        Unit("weights", (32,), "|u1"),
+        Unit("memory", (len(PHASES),), "<i8"),
+        Unit("count", (1,), "<i8"),
+        Unit("spans", (most, 4), "<f8"),
+    ]
+    spans = np.zeros((most, 4))
+    for row, (round_, kind, start_s, length_s) in enumerate(mine_spans):
+        spans[row] = round_, KINDS.index(kind), start_s, length_s
+    mine: dict[str, np.ndarray] = {
+        "weights": np.frombuffer(bytes.fromhex(weights), np.uint8),
+        "memory": np.array(memory.peaks, np.int64),
+        "count": np.array([len(mine_spans)], np.int64),
+        "spans": spans,
+    }
+    place = Place(0, 0, -1, 0)
+    others = star.gather_from_ranks(units, mine, place, NO_NOTE)
+    tables: dict[int, Arrays] = {0: mine, **others} if star.is_cloud else {}
+    columns: dict[str, list[Any]] = {name: [] for name in records.SPAN_COLUMNS}
+    for rank, table in tables.items():
+        if replicas and not np.array_equal(table["weights"], mine["weights"]):
+            raise WireError(f"{star.transport.name_of(rank)} ended with other weights than the cloud.")
+        for round_, kind_index, start_s, length_s in table["spans"][: int(table["count"][0])]:
+            values = (rank, int(round_), KINDS[int(kind_index)], start_s, length_s)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    peaks = np.stack([table["memory"] for table in tables.values()]) if tables else np.empty((0, len(PHASES)), np.int64)
+    return Ranks(peaks, {name: np.array(values) for name, values in columns.items()})
+
+
+def assemble(
+    runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, provenance: Mapping[str, Any]
+) -> records.Run:
+    """Return the complete record of a run on rank 0."""
+    built, star = runner.built, runner.star
+    job, rows = built.job, metrics.rows
+    rounds = {
+        name: np.array([row.get(name, _missing(column)) for row in rows], np.dtype(column.dtype))
+        for name, column in records.ROUND_COLUMNS.items()
+    }
+    sampled = len(metrics.device_rows[0]["device"])
+    devices = {
+        name: np.array([row[name] for row in metrics.device_rows], np.dtype(column.dtype)).reshape(len(metrics.device_rows), sampled)
+        for name, column in records.DEVICE_COLUMNS.items()
+    }
+    weights = weights_sha256(built.trainable)
+    runner.trajectory.join(b"end", bytes.fromhex(weights))
+    played = rounds["round"] >= 0
+    dev, test = rounds["dev_accuracy"], rounds["test_accuracy"]
+    target = job.config.run.target_accuracy
+    reached = rounds["round"][dev >= target] if target is not None else np.empty(0)
+    up = int(rounds["uplink_bytes"].sum())
+    summary = records.Summary(
+        run_id=job.run_id,
+        method=job.config.method_name,
+        complete=True,
+        stop_reason=stop_reason,
+        rounds=int(played.sum()),
+        seed=job.config.run.seed,
+        ranks=star.transport.size,
+        devices=job.config.federation.devices,
+        final_accuracy=float(test[~np.isnan(test)][-1]),
+        best_accuracy=float(test[int(np.nanargmax(dev))]),
+        initial_accuracy=float(test[0]),
+        probe_accuracy=metrics.probe_accuracy,
+        target_accuracy=target,
+        rounds_to_target=int(reached[0]) + 1 if len(reached) else None,
+        device_flops=float(np.nansum(rounds["device_flops"])),
+        cloud_flops=float(np.nansum(rounds["cloud_flops"])),
+        replay_ops=float(np.nansum(rounds["replay_ops"])),
+        uplink_bytes=up,
+        downlink_bytes=int(rounds["downlink_bytes"].sum()) + metrics.traffic.closing(),
+        uplink_bytes_per_device_round=up / int(played.sum()),
+        wire_bytes=int(rounds["wire_bytes"].sum()),
+        peak_device_bytes=_device_peak(ranks.memory),
+        round_s_median=float(np.median(rounds["round_s"][played])),
+        hidden_fraction=None,
+        weights_sha256=weights,
+        trajectory_sha256=runner.trajectory.digest.hex(),
+    )
+    return records.Run(
+        config=dict(job.tree),
+        provenance=dict(provenance),
+        summary=summary,
+        rounds=rounds,
+        devices=devices,
+        memory=_memory_table(ranks.memory),
+        spans=ranks.spans,
+    )
+
+
+def _missing(column: records.Column) -> float:
+    return float("nan") if column.dtype.startswith("f") else 0
+
+
+def _device_peak(memory: np.ndarray) -> int | None:
+    """Return the highest peak above the imports of a rank that hosts devices alone; None with one rank."""
+    return int((memory[1:].max(axis=1) - memory[1:, 0]).max()) if len(memory) > 1 else None
+
+
+def _memory_table(memory: np.ndarray) -> dict[str, np.ndarray]:
+    ranks, phases = memory.shape
+    return {
+        "rank": np.repeat(np.arange(ranks, dtype=np.int32), phases),
+        "phase": np.array(PHASES * ranks),
+        "peak_bytes": memory.reshape(-1),
+        "above_import_bytes": (memory - memory[:, :1]).reshape(-1),
+    }

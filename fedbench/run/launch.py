@@ -1,0 +1,167 @@
+"""Entering and leaving the world: how many ranks there must be, MPI started by hand, and no failure left silent.
+
+Whatever one rank dies of, all ranks end, with a non-zero status and a printed cause. A
+good run never ends by an abort.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from fedbench.base.errors import EXIT_FAILURE, FedbenchError, WireError
+from fedbench.comm.base import Transport
+from fedbench.comm.loopback import Loopback
+
+#: What launchers tell about the size of the world, in the order in which they are believed.
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+#: Where ranks leave their process ids for the supervisor.
+PIDS_VARIABLE = "FEDBENCH_PIDS"
+
+#: Signals that ask for an agreed stop, in any rank and (beside them) in a run of one process.
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+ALONE_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
+
+
+def say(line: str) -> None:
+    """Print a line for people, marked as fedbench's own, at once."""
+    print(f"fedbench: {line}", file=sys.stderr, flush=True)
+
+
+def launched_size() -> int | None:
+    """Return the world size that a launcher announces, or None without a launcher."""
+    for name in SIZE_VARIABLES:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return None
+
+
+def enter(expected: int | None) -> Transport:
+    """Return the transport of this process; WireError where the world has another size than it must have."""
+    launched = launched_size()
+    _leave_pid()
+    if launched is None:
+        return Loopback()
+    must = launched if expected is None else expected
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    size = MPI.COMM_WORLD.Get_size()
+    if size != must:
+        first = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") == "0"
+        message = (
+            f"the world has {size} rank(s), expected {must}. "
+            + ("The launcher and mpi4py's MPI library don't fit each other: " if size == 1 else "")
+            + f"library: {_library(MPI)}."
+        )
+        if first or size > 1:
+            raise WireError(message)
+        raise SystemExit(EXIT_FAILURE)
+    from fedbench.comm.mpi import MpiTransport
+
+    return MpiTransport(MPI.COMM_WORLD)
+
+
+def library(transport: Transport) -> str:
+    """Return the MPI library's own words, or 'none' in one process."""
+    if isinstance(transport, Loopback):
+        return "none (one process)"
+    from mpi4py import MPI
+
+    return _library(MPI)
+
+
+class StopFlag:
+    """Set by a signal, read at round boundaries; nothing else happens in the handler."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def listen(self, *extra: signal.Signals) -> None:
+        """Take the stop signals from now on."""
+        for number in (*STOP_SIGNALS, *extra):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self._set
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._set = True
+
+
+def guard(transport: Transport, body: Callable[[], int], where: Callable[[], str]) -> int:
+    """Return the code that all ranks agreed on; anything else that ends `body` ends the world.
+
+    `where` tells the place in the run. In one process an error of the user's kind keeps
+    its exit code and prints one line.
+    """
+    alone = transport.size == 1
+
+    def end(cause: str, trace: str, code: int) -> int:
+        say(f"{transport.name_of(transport.rank)}, {where()}: {cause}")
+        if trace:
+            print(trace, file=sys.stderr, flush=True)
+        if not isinstance(transport, Loopback):
+            _abort(code)
+        return code
+
+    def on_thread(args: threading.ExceptHookArgs) -> None:
+        trace = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
+        name = args.thread.name if args.thread else "unknown"
+        end(f"thread {name} died of {args.exc_type.__name__}: {args.exc_value}", trace, EXIT_FAILURE)
+        os._exit(EXIT_FAILURE)
+
+    threading.excepthook = on_thread
+    try:
+        code = body()
+    except FedbenchError as error:
+        if alone:
+            say(str(error))
+            return error.exit_code
+        return end(f"{type(error).__name__}: {error}", "", EXIT_FAILURE)
+    except SystemExit as error:
+        return end(f"left by SystemExit({error.code!r}), which no other rank agreed to", "", EXIT_FAILURE)
+    except BaseException as error:
+        return end(f"{type(error).__name__}: {error}", traceback.format_exc(), EXIT_FAILURE)
+    leave(transport)
+    return code
+
+
+def leave(transport: Transport) -> None:
+    """End MPI in good order."""
+    if isinstance(transport, Loopback):
+        return
+    from mpi4py import MPI
+
+    MPI.Finalize()
+
+
+def _abort(code: int) -> None:
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    MPI.COMM_WORLD.Abort(code or EXIT_FAILURE)
+
+
+def _library(mpi: Any) -> str:
+    return str(mpi.Get_library_version()).strip("\0\n ").splitlines()[0]
+
+
+def _leave_pid() -> None:
+    folder = os.environ.get(PIDS_VARIABLE)
+    if folder and os.path.isdir(folder):
+        with open(os.path.join(folder, str(os.getpid())), "w", encoding="ascii"):
+            return

@@ -1,0 +1,201 @@
+"""The round loop: plan, compute, combine, apply, exchange by exchange, until all ranks agree to stop.
+
+It knows no metric and no file. What happened in a round is handed to callbacks on rank 0,
+which may ask to stop; every rank leaves at the same round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fedbench.algorithms.base import Round
+from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.clock import Clock
+from fedbench.codec.frame import Note, Place
+from fedbench.comm.star import Inbox, Star
+from fedbench.models.trainable import Trainable
+from fedbench.run.build import Built
+
+
+@dataclass
+class Outcome:
+    """What a round was: on rank 0 complete, elsewhere the number alone."""
+
+    number: int
+    lr: float = float("nan")
+    exchanges: int = 0
+    devices: tuple[int, ...] = ()
+    losses: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    compute_s: list[float] = field(default_factory=list)
+    up_bytes: list[int] = field(default_factory=list)
+    plan_bytes: int = 0
+    reply_bytes: int = 0
+    wire_bytes: int = 0
+    cloud_flops: float = 0.0
+    cloud_loss: float = float("nan")
+    replay_ops: float = 0.0
+    scalars: int = 0
+    zero_scalars: int = 0
+    query_radius: float = float("nan")
+    round_s: float = 0.0
+
+
+class Observer(Protocol):
+    """What rank 0 tells about a run while it goes on."""
+
+    def started(self) -> None:
+        """The run is ready and no round has been played in this process."""
+
+    def played(self, outcome: Outcome) -> bool:
+        """A round is over; return whether the run has reached its goal."""
+
+
+class Trajectory:
+    """The chain h_t = sha256(h_{t-1} | what determined the round), never a time."""
+
+    def __init__(self, digest: bytes = b"") -> None:
+        self.digest = digest
+
+    def join(self, *parts: bytes | memoryview) -> None:
+        """Append to the chain."""
+        chain = hashlib.sha256(self.digest)
+        for part in parts:
+            chain.update(part)
+        self.digest = chain.digest()
+
+
+def weights_sha256(trainable: Trainable) -> str:
+    """Return the hash of all trainable weights, by name order."""
+    digest = hashlib.sha256()
+    for tensor in sorted(trainable, key=lambda t: t.name):
+        digest.update(tensor.name.encode())
+        digest.update(tensor.flat.data)
+    return digest.hexdigest()
+
+
+class Runner:
+    """One rank's part in a run."""
+
+    def __init__(self, built: Built, star: Star, clock: Clock) -> None:
+        self.built = built
+        self.star = star
+        self.clock = clock
+        self.trajectory = Trajectory()
+        self.next_round = 0
+
+    def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
+        """Play rounds until the last one, the target or an agreed stop; return `rounds`, `target` or `stopped`."""
+        rounds = self.built.job.config.run.rounds
+        for observer in observers:
+            observer.started()
+        while self.next_round < rounds:
+            outcome = self.play(self.next_round)
+            self.next_round += 1
+            reached = False
+            for observer in observers:
+                reached |= observer.played(outcome)
+            stop, reached_somewhere = self.star.agree([int(wants_to_stop()), int(reached)], "end the round")
+            if reached_somewhere:
+                return "target"
+            if stop and self.next_round < rounds:
+                return "stopped"
+        return "rounds"
+
+    def play(self, number: int) -> Outcome:
+        """Play one round on this rank."""
+        algorithm, devices = self.built.algorithm, self.built.sampled(number)
+        self.clock.begin(number)
+        start, moved = time.perf_counter(), self.star.transport.moved_bytes
+        lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
+        outcome = Outcome(number, lr, devices=devices)
+        replayed = algorithm.replay_ops
+        plan: Arrays = {}
+        again = True
+        while again:
+            at = Round(number, outcome.exchanges, devices, lr)
+            again, plan = self._exchange(at, plan, outcome)
+            outcome.exchanges += 1
+        outcome.replay_ops = algorithm.replay_ops - replayed
+        outcome.query_radius = algorithm.query_radius
+        outcome.cloud_loss = algorithm.cloud_loss
+        outcome.wire_bytes = self.star.transport.moved_bytes - moved
+        outcome.round_s = time.perf_counter() - start
+        if self.star.is_cloud:
+            self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())
+        return outcome
+
+    def _exchange(self, at: Round, plan: Arrays, outcome: Outcome) -> tuple[bool, Arrays]:
+        """Play one exchange; return whether another follows, and the plan in force."""
+        algorithm, star, clock = self.built.algorithm, self.star, self.clock
+        place = Place(at.number, at.exchange, -1, 0)
+        plan_units = algorithm.plan_units(at)
+        if plan_units:
+            made = None
+            if star.is_cloud:
+                with clock.span("cloud"):
+                    made = algorithm.plan(at)
+                outcome.cloud_flops += self.built.lab.meter.take()
+            plan = star.down("plan", plan_units, made, place)
+        upload_units = algorithm.upload_units(at)
+        inboxes = star.expect(at.devices, upload_units, place)
+        if not star.is_cloud or star.transport.size == 1:
+            self._compute(at, plan, upload_units, place)
+        reply, again = None, False
+        if star.is_cloud:
+            star.gather(inboxes)
+            self._take(inboxes, upload_units, outcome)
+            if isinstance(plan, Inbox) and plan_units:
+                outcome.plan_bytes += plan.coded_bytes
+            with clock.span("cloud"):
+                answer = algorithm.combine(at, inboxes)
+            outcome.cloud_flops += self.built.lab.meter.take()
+            reply, again = answer.arrays, answer.again
+        reply_units = algorithm.reply_units(at)
+        if not reply_units:
+            return again, plan
+        answered = star.down("reply", reply_units, reply, place, Note(again=again))
+        again = answered.note.again
+        with clock.span("apply"):
+            algorithm.apply(at, plan, answered)
+        if star.is_cloud:
+            outcome.reply_bytes += answered.coded_bytes
+        return again, plan
+
+    def _compute(self, at: Round, plan: Arrays, units: Sequence[Unit], place: Place) -> None:
+        """Let the devices that this rank hosts compute, and send each result while the next one computes."""
+        meter = self.built.lab.meter
+        for device in at.devices:
+            if self.star.host_of(device) != self.star.transport.rank:
+                continue
+            start = time.perf_counter()
+            with self.clock.span("compute"):
+                upload = self.built.algorithm.local(at, device, plan)
+            note = Note(upload.loss, time.perf_counter() - start, meter.take())
+            self.star.report(at.devices, device, units, upload.arrays, place, note)
+
+    def _take(self, inboxes: Mapping[int, Inbox], units: Sequence[Unit], outcome: Outcome) -> None:
+        """Account for what the devices sent, in device order, and join it to the trajectory."""
+        first = outcome.exchanges == 0
+        for slot, inbox in enumerate(inboxes.values()):
+            arrays = [np.ascontiguousarray(inbox[unit.name]) for unit in units]
+            self.trajectory.join(*(array.reshape(-1).view(np.uint8).data for array in arrays))
+            note = inbox.note
+            if first:
+                for column in (outcome.losses, outcome.flops, outcome.compute_s):
+                    column.append(0.0)
+                outcome.up_bytes.append(0)
+            outcome.losses[slot] += (note.loss - outcome.losses[slot]) / (outcome.exchanges + 1)
+            outcome.flops[slot] += note.flops
+            outcome.compute_s[slot] += note.compute_s
+            outcome.up_bytes[slot] += inbox.coded_bytes
+            for unit, array in zip(units, arrays, strict=True):
+                if unit.name == "scalars":
+                    outcome.scalars += array.size
+                    outcome.zero_scalars += int(array.size - np.count_nonzero(array))

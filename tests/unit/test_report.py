@@ -1,0 +1,285 @@
+"""Reports: arms and their names, exact tables, and a page that stands on its own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from synthetic_runs import make_run
+
+from fedbench.base import records
+from fedbench.base.errors import ResultError
+from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
+from fedbench.results import writer
+
+QUANTITIES = [
+    (None, "B", "-"),
+    (float("nan"), "B", "-"),
+    (0, "B", "0 B"),
+    (4, "B", "4 B"),
+    (999.6, "B", "1 kB"),
+    (1276000, "B", "1.28 MB"),
+    (31_000_000, "B", "31 MB"),
+    (2.46e10, "FLOP", "24.6 GFLOP"),
+    (0.1253, "s", "125 ms"),
+    (59.96, "s", "60 s"),
+    (1.5e-7, "s", "0.15 µs"),
+    (6e7, "", "60 M"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[records.Run]:
+    methods = ("fedavg", "fedspzo", "public_only", "fedmezo", "cooperllm")
+    plain = [make_run(m, seed=s, rounds=40) for m in methods for s in (1, 0)]
+    return [*plain, *(make_run("cooperllm", seed=s, rounds=40, public_labels="shuffled", peak=None) for s in (0, 1))]
+
+
+@pytest.fixture(scope="module")
+def report(runs: list[records.Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    for run in runs:
+        writer.write(folder / "runs" / f"{run.summary.run_id}.h5", run)
+    written = build.build([folder], folder / "report")
+    assert all(path.stat().st_size > 0 for path in written)
+    return folder / "report"
+
+
+def fixed(run: records.Run, **figures: object) -> records.Run:
+    """Return a run with figures of its summary replaced by round ones."""
+    return records.Run(**{**vars(run), "summary": run.summary.model_copy(update=figures)})
+
+
+def test_quantities_have_three_digits_and_a_prefix() -> None:
+    for value, unit, text in QUANTITIES:
+        assert units.quantity(value, unit) == text
+
+
+def test_arms_are_method_and_what_differs_without_the_seed(runs: list[records.Run]) -> None:
+    found = [(arm.label, [run.summary.seed for run in arm.runs]) for arm in arms.group([*runs, runs[0]])]
+    names = ["cooperllm", "cooperllm (public_labels = shuffled)", "public_only", "fedmezo", "fedspzo", "fedavg"]
+    assert found == [(name, [0, 1]) for name in names]
+
+
+def test_numbers_that_differ_are_shown_for_every_arm_in_order() -> None:
+    grid = [make_run("fedmezo", settings={"lr": lr, "schedule": "constant"}, rounds=4) for lr in (0.1, 1e-3, 0.01)]
+    labels = [arm.label for arm in arms.group([*grid, make_run("cooperllm", rounds=4)])]
+    assert labels == ["cooperllm", "fedmezo (lr = 0.001)", "fedmezo (lr = 0.01)", "fedmezo (lr = 0.1)"]
+    labels = [arm.label for arm in arms.group([make_run("fedmezo", ranks=ranks, rounds=4) for ranks in (2, 1)])]
+    assert labels == ["fedmezo (ranks = 1)", "fedmezo (ranks = 2)"]
+
+
+def test_curves_are_means_with_the_range_over_seeds_at_rounds_that_all_evaluated() -> None:
+    pair = [make_run("fedmezo", seed=seed, rounds=8, eval_every=every) for seed, every in ((0, 2), (1, 4))]
+    first, second = pair[0].rounds["dev_accuracy"][[0, 4, 8]], pair[1].rounds["dev_accuracy"][[0, 4, 8]]
+    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "device_flops", "dev_accuracy")
+    np.testing.assert_allclose(line.x, [0, 4 * 4.1e8, 8 * 4.1e8])
+    np.testing.assert_allclose(line.mean, (first + second) / 2)
+    np.testing.assert_allclose(line.low, np.minimum(first, second))
+
+
+EXACT = """\
+| arm | rounds to target | best accuracy | final accuracy | uplink per device and round | peak device memory \
+| median round time | device FLOPs |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| cooperllm | 6 | 0.934 | 0.930 | 4 B | 31 MB | 125 ms | 16.4 G |
+| fedmezo | > 40 | 0.750 | 0.750 | 4 B | - | 1.5 s | 16.4 G |
+
+Accuracy on the test split; the target is on the dev split.
+"""
+
+
+def test_the_table_is_exact() -> None:
+    guided = fixed(
+        make_run("cooperllm", rounds=40),
+        **{"rounds_to_target": 6, "best_accuracy": 0.934, "final_accuracy": 0.93, "round_s_median": 0.125},
+    )
+    never = fixed(
+        make_run("fedmezo", rounds=40, peak=None),
+        **{"rounds_to_target": None, "best_accuracy": 0.75, "final_accuracy": 0.75, "round_s_median": 1.5},
+    )
+    pair = arms.group([never, guided])
+    assert table.to_markdown(table.demo_grid(pair)) == EXACT
+    assert table.demo_grid(pair).title == "Comparison (target 0.8 on dev)"
+    lines = list(csv.DictReader(io.StringIO(table.to_csv(pair))))
+    assert [line["rounds_to_target"] for line in lines] == ["6.0", ""]
+    assert lines[1]["peak_device_bytes"] == ""
+    assert float(lines[0]["round_s_median"]) == 0.125
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(table.demo_table([never, guided]))
+    text = console.export_text()
+    assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8"))
+
+
+REACHED = [
+    ((6,), "6"),
+    ((None,), "> 40"),
+    ((6, 9), "7.5 (6 to 9)"),
+    ((6, 8, None), "8 (6 to > 40)"),
+    ((6, None, None), "> 40 (6 to > 40)"),
+]
+
+
+def test_rounds_to_target_over_seeds_counts_never_as_larger_than_all() -> None:
+    for reached, text in REACHED:
+        own = tuple(fixed(make_run("fedmezo", rounds=40, seed=i), rounds_to_target=r) for i, r in enumerate(reached))
+        assert table.rounds_to_target(arms.Arm("fedmezo", "fedmezo", {}, own)) == text
+    free = make_run("fedmezo", rounds=4, target=None)
+    assert table.rounds_to_target(arms.Arm("fedmezo", "fedmezo", {}, (free,))) == "-"
+
+
+def test_ratios_count_rounds_at_equal_device_flops() -> None:
+    guided = fixed(make_run("cooperllm", rounds=60), rounds_to_target=5)
+    plain = fixed(make_run("fedmezo", rounds=60), rounds_to_target=50)
+    double = fixed(make_run("fedmezo", rounds=60), rounds_to_target=25)
+    double.rounds["device_flops"] = double.rounds["device_flops"] * 2
+    never = fixed(make_run("fedmezo", rounds=60), rounds_to_target=None)
+    free = fixed(make_run("public_only", rounds=60), rounds_to_target=15)
+    other = fixed(make_run("fedmezo", rounds=60), target_accuracy=0.7)
+    cases = [(plain, 10, False), (double, 10, False), (never, 12, True), (free, 3, False), (other, None, False)]
+    for baseline, ratio, bound in cases:
+        (pair,) = compare.pairs_of(_arm(guided), _arm(baseline))
+        assert (pair.ratio, pair.bound) == (pytest.approx(ratio) if ratio else None, bound)
+
+
+def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
+    guided, plain = make_run("cooperllm", rounds=60), make_run("fedmezo", rounds=60)
+    number = guided.rounds["round"]
+    guided.rounds["dev_accuracy"] = np.where(number < 9, 0.5 + 0.03 * (number + 1), 0.9)
+    guided.rounds["test_accuracy"] = np.full(61, 0.9)
+    plain.rounds["test_accuracy"] = np.where(number == 9, 0.7, np.nan)
+    (pair,) = compare.pairs_of(_arm(guided), _arm(plain))
+    assert (pair.converged, pair.points) == (9, pytest.approx(20))
+    plain.rounds["device_flops"] = plain.rounds["device_flops"] / 100
+    (short,) = compare.pairs_of(_arm(guided), _arm(plain))
+    assert short.points is None
+
+
+def test_the_comparison_is_against_the_best_guided_arm_with_given_labels(runs: list[records.Run]) -> None:
+    grouped = arms.group(runs)
+    (reference,) = compare.references(grouped)
+    assert reference.label == "cooperllm"
+    grid = compare.compare_grid(reference, grouped)
+    assert [row[0] for row in grid.rows] == [arm.label for arm in grouped if arm.label != "cooperllm"]
+    assert {row[1] for row in grid.rows} == {"2"}
+
+
+def test_the_summary_of_one_run_names_each_figure() -> None:
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(summary.summary_table(fixed(make_run(rounds=40, peak=None), rounds_to_target=None)))
+    text = console.export_text()
+    assert re.search(r"rounds to target\s+not in 40 rounds", text)
+    assert re.search(r"peak device memory\s+not known", text)
+    assert re.search(r"device FLOPs\s+16.4 GFLOP", text)
+
+
+def test_figures_are_the_same_bytes_each_time_and_leave_out_what_has_no_cost(runs: list[records.Run]) -> None:
+    grouped = arms.group(runs[4:])
+    flops = plot.COSTS[1]
+    first, second = (plot.accuracy(grouped, flops, looks.LIGHT) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert "not drawn: public_only" in first.caption
+    assert canvas.png(first.figure) == canvas.png(second.figure)
+    assert canvas.svg(first.figure) == canvas.svg(second.figure)
+    only_public = [arm for arm in grouped if arm.method == "public_only"]
+    assert plot.accuracy(only_public, flops, looks.LIGHT) is None
+
+
+def test_memory_of_a_shared_process_is_marked() -> None:
+    drawing = bars.memory(arms.group([make_run(rounds=4, peak=None)]), looks.LIGHT)
+    assert "34 MB (cloud included)" in drawing.alt
+    assert "Hatched" in drawing.caption
+
+
+def test_arms_look_different_and_a_method_keeps_its_colour(runs: list[records.Run]) -> None:
+    grouped = arms.group(runs)
+    found = looks.looks(grouped)
+    assert len({(look.colour, look.dash) for look in found.values()}) == len(grouped)
+    assert found["cooperllm"].colour == found["cooperllm (public_labels = shuffled)"].colour
+    alone = looks.looks([arm for arm in grouped if arm.method == "fedmezo"] + [grouped[0]])
+    assert alone["fedmezo"].colour == found["fedmezo"].colour
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes and the text of the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -> None:
+    content = (report / "index.html").read_text()
+    page = Page()
+    page.feed(content)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 6
+    assert all(len(image["alt"] or "") > 40 for image in images)
+    links = [v or "" for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "srcset", "href")]
+    assert len(links) == 12
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    assert not re.search(r"https?:|@import|url\(", content)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert "prefers-color-scheme: dark" in content
+    assert "Example CPU & Co <v3>" in page.text
+    assert "0123456789ab" in page.text
+
+
+def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[records.Run]) -> None:
+    text = (report / "report.md").read_text()
+    pictures = re.findall(r"\]\(([\w.]+)\)", text)
+    assert pictures == [
+        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_time.png"),
+        *("memory.png", "time_split.png"),
+    ]
+    assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert "| commit | 0123456789ab |" in text
+    lines = list(csv.DictReader((report / "rounds.csv").open()))
+    assert len(lines) == len(runs) * 41
+    assert {line["rounds_done"] for line in lines} == {str(i) for i in range(41)}
+    last = [line for line in lines if line["run_id"] == runs[0].summary.run_id][-1]
+    assert float(last["total_device_flops"]) == pytest.approx(runs[0].summary.device_flops)
+    assert [line for line in lines if line["dev_accuracy"] == ""]
+
+
+def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_path: Path) -> None:
+    good, bad = make_run(rounds=4), tmp_path / "runs" / "cut.h5"
+    writer.write(tmp_path / "runs" / "good.h5", good)
+    bad.write_bytes(b"cut")
+    for aside in ("bad/worse.h5", "all.h5"):
+        (tmp_path / "runs" / aside).parent.mkdir(exist_ok=True)
+        (tmp_path / "runs" / aside).write_bytes(b"not a run")
+    found, skipped = build.load([tmp_path])
+    assert [run.summary.run_id for run in found] == [good.summary.run_id]
+    assert len(skipped) == 1
+    assert "cut.h5: not an HDF5 file" in skipped[0]
+    with pytest.raises(ResultError, match=r"cut\.h5"):
+        build.build([bad], tmp_path / "report")
+    with pytest.raises(ResultError, match="no run file in"):
+        build.build([tmp_path / "runs" / "bad"], tmp_path / "report")
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_short_runs_without_target_make_a_report(tmp_path: Path, rounds: int) -> None:
+    run = make_run("fedmezo", rounds=rounds, eval_every=5, target=None, spans=False)
+    writer.write(tmp_path / "a.h5", run)
+    written = build.build([tmp_path / "a.h5"], tmp_path / "report")
+    assert {path.name for path in written} >= {"index.html", "report.md", "table.csv", "memory.png"}
+
+
+def _arm(run: records.Run) -> arms.Arm:
+    return arms.Arm(run.summary.method, run.summary.method, {}, (run,))
