@@ -24,7 +24,7 @@ from fedbench.results import reader
 HERE = Path(__file__).resolve().parent
 
 #: Middle of each grid; three values a decade, POINTS of them.
-START = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 1.0, "public_only": 0.1}
+START = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 0.3, "public_only": 0.1}
 POINTS = 7
 PER_DECADE = 3
 

@@ -31,9 +31,10 @@ FUNCTION_START = TOPIC_START + TOPICS * TOPIC_WORDS
 FUNCTION_WORDS = 22
 NOISE_START = FUNCTION_START + FUNCTION_WORDS
 
+#: What a position holds: a word of the text's topic, of a topic drawn evenly from all, a function word, else noise.
 P_TOPIC = 0.20
-P_OTHER_TOPIC = 0.25
-P_FUNCTION = 0.35  # the rest is noise
+P_ANY_TOPIC = 0.25
+P_FUNCTION = 0.35
 
 #: Seed of the fixed data set and of the pretraining texts; never the seed of a run.
 DATA_SEED = 20_240_501
@@ -41,7 +42,8 @@ TRAIN_ROWS = 4096
 DEV_ROWS = 512
 TEST_ROWS = 1024
 
-#: Topics that the poor public set lacks: each is the half of a class that its verbaliser does not name.
+#: Topics that the poor public set lacks: the halves of two classes that no verbaliser names, so that neither
+#: pretraining nor the public rows say where they belong.
 POOR_MISSING = (3, 7)
 
 
@@ -49,14 +51,14 @@ def write_texts(stream: np.random.Generator, topics: np.ndarray) -> np.ndarray:
     """Return one text for each topic of `topics` int64 [n] as ids int32 [n, LENGTH], the prompt token last."""
     shape = (topics.shape[0], LENGTH - 1)
     kind = stream.random(shape)
-    others = (topics[:, None] + stream.integers(1, TOPICS, shape)) % TOPICS
-    of_topic = np.where(kind < P_TOPIC, topics[:, None], others)
-    topical = TOPIC_START + of_topic * TOPIC_WORDS + stream.integers(0, TOPIC_WORDS, shape)
-    rank = 1.0 / np.arange(1, FUNCTION_WORDS + 1)  # function words follow Zipf's law
-    edges = np.cumsum(rank / rank.sum())[:-1]
-    function = FUNCTION_START + np.searchsorted(edges, stream.random(shape), side="right")
+    any_topic = stream.integers(0, TOPICS, shape)
+    of_topic = np.where(kind < P_TOPIC, topics[:, None], any_topic)
+    topical = TOPIC_START + of_topic * TOPIC_WORDS + (stream.random(shape) * TOPIC_WORDS).astype(np.int64)
+    share = 1.0 / np.arange(1, FUNCTION_WORDS + 1)  # function words follow Zipf's law
+    edges = np.cumsum(share / share.sum())[:-1]
+    function = FUNCTION_START + np.searchsorted(edges, stream.random(shape))
     noise = stream.integers(NOISE_START, VOCABULARY, shape)
-    topic_share = P_TOPIC + P_OTHER_TOPIC
+    topic_share = P_TOPIC + P_ANY_TOPIC
     words = np.where(kind < topic_share, topical, np.where(kind < topic_share + P_FUNCTION, function, noise))
     return np.concatenate([words, np.full((shape[0], 1), PROMPT)], axis=1).astype(np.int32)
 

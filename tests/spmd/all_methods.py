@@ -1,0 +1,100 @@
+"""Every method on the embedded task, one run after the other in one world: plain, hard, and stopped and resumed.
+
+Run as `all_methods.py DIR` on any number of ranks. Each run leaves its file under
+`DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedbench.base import config
+from fedbench.comm.base import Transport
+from fedbench.run import finish, launch, runner
+from fedbench.run.build import METHODS, Job, resolve
+from fedbench.run.execute import Execution, Options
+from fedbench.run.runner import Outcome, Runner
+
+ROUNDS = 4
+#: The signal comes in this round; the run stops at its end.
+STOP_ROUND = 1
+
+PLAIN: dict[str, Any] = {
+    "run": {"rounds": ROUNDS, "seed": 3, "eval_every": 2},
+    "federation": {"devices": 4, "partition": "dirichlet", "alpha": 0.5, "batch_size": 4},
+    "comm": {"deadline_s": 60.0},
+}
+#: More devices than take part, several local steps and directions, Gaussian, compressed: all state that a stop can lose.
+HARD: dict[str, Any] = {
+    "run": {"rounds": ROUNDS, "seed": 4, "eval_every": 3},
+    "federation": {
+        "devices": 6,
+        "sampled": 4,
+        "partition": "dirichlet",
+        "alpha": 0.5,
+        "batch_size": 4,
+        "local_steps": 2,
+    },
+    "zo": {"perturbations": 2, "distribution": "gaussian"},
+    "comm": {"lz4": True, "deadline_s": 60.0},
+}
+VARIANTS = {"plain": PLAIN, "hard": HARD}
+STOPPED = "stopped"
+
+
+def job(method: str, variant: dict[str, Any], ranks: int) -> Job:
+    """Return the job of a method in a variant on a number of ranks."""
+    tree = copy.deepcopy(variant)
+    tree["run"]["ranks"] = ranks
+    tree["method"] = {"name": method}
+    return resolve(config.check(tree, source="all_methods.py"), "all_methods.py")
+
+
+def run_one(transport: Transport, method: str, variant: dict[str, Any], options: Options) -> int:
+    """Return the exit code of one run."""
+    return Execution(transport, finish.Memory())(lambda size: job(method, variant, size), options)
+
+
+def stopped_and_resumed(transport: Transport, method: str, folder: Path) -> list[int]:
+    """Return the exit codes of a run that one rank's signal stops, and of the one that goes on."""
+    play = Runner.play
+
+    def play_and_signal(self: Runner, number: int) -> Outcome:
+        outcome = play(self, number)
+        if number == STOP_ROUND and transport.rank == transport.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return outcome
+
+    runner.Runner.play = play_and_signal
+    try:
+        first = run_one(transport, method, HARD, Options(folder))
+    finally:
+        runner.Runner.play = play
+    return [first, run_one(transport, method, HARD, Options(folder, resume=True))]
+
+
+def body(transport: Transport, folder: Path) -> int:
+    """Run everything and leave this rank's verdict."""
+    codes: dict[str, dict[str, list[int]]] = {STOPPED: {}, **{name: {} for name in VARIANTS}}
+    for method in METHODS:
+        for name, variant in VARIANTS.items():
+            codes[name][method] = [run_one(transport, method, variant, Options(folder / name))]
+        codes[STOPPED][method] = stopped_and_resumed(transport, method, folder / STOPPED)
+    (folder / f"verdict.{transport.rank}.json").write_text(json.dumps(codes), encoding="utf-8")
+    return 0
+
+
+def main() -> int:
+    """Enter the world that there is and run everything in it."""
+    transport = launch.enter(None)
+    return launch.guard(transport, lambda: body(transport, Path(sys.argv[1])), lambda: "all methods")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

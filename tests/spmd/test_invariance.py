@@ -1,0 +1,126 @@
+"""1 = 2 = 4 ranks, and stop + resume = straight run, to the bit, for every method."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mpi
+import numpy as np
+import pytest
+
+from fedbench.base.errors import EXIT_OK, EXIT_STOPPED
+from fedbench.base.records import DEVICE_COLUMNS, ROUND_COLUMNS, Run
+from fedbench.results import reader
+from fedbench.run.build import METHODS
+
+from all_methods import HARD, ROUNDS, STOP_ROUND, STOPPED, VARIANTS, job  # isort: skip
+
+pytestmark = pytest.mark.spmd
+
+SCRIPT = Path(__file__).with_name("all_methods.py")
+RANKS = (1, 2, 4)
+MPICH_VARIABLE = "FEDBENCH_MPICH_PYTHON"
+
+#: Times, and what depends on the number of ranks by its nature; everything else is compared.
+FREE_FIGURES = {"run_id", "ranks", "wire_bytes", "peak_device_bytes", "round_s_median", "hidden_fraction"}
+LOGICAL_ROUNDS = [name for name, column in ROUND_COLUMNS.items() if column.unit != "s" and name != "wire_bytes"]
+LOGICAL_DEVICES = [name for name, column in DEVICE_COLUMNS.items() if column.unit != "s"]
+
+Read = Callable[[int, str, str], Run]
+
+
+def play(ranks: int, folder: Path, python: str = sys.executable, extra: dict[str, str] | None = None) -> Path:
+    """Run all methods on `ranks` ranks and check every rank's verdict."""
+    folder.mkdir(parents=True)
+    words = [python, str(SCRIPT), str(folder)]
+    command = words if ranks == 1 else mpi.mpirun(ranks, *words, python=python)
+    ended = mpi.run(command, folder / "log", extra, deadline_s=120 + 30 * len(METHODS))
+    assert ended.code == 0, ended.told()
+    assert not ended.left, ended.told()
+    assert len(list(folder.glob("verdict.*.json"))) == ranks
+    expected = {name: dict.fromkeys(METHODS, [EXIT_OK]) for name in VARIANTS}
+    expected[STOPPED] = dict.fromkeys(METHODS, [EXIT_STOPPED, EXIT_OK])
+    for rank in range(ranks):
+        assert json.loads((folder / f"verdict.{rank}.json").read_text()) == expected, f"rank {rank}\n{ended.told()}"
+    return folder
+
+
+def read(folder: Path, ranks: int, variant: str, method: str) -> Run:
+    """Return the run file of one method."""
+    name = job(method, VARIANTS.get(variant, HARD), ranks).run_id
+    return reader.read(folder / variant / "runs" / f"{name}.h5")
+
+
+def assert_same(found: Run, expected: Run) -> None:
+    """Assert that two runs are the same in everything but times and transport."""
+    figures, wanted = found.summary.model_dump(), expected.summary.model_dump()
+    for name in ("trajectory_sha256", "weights_sha256"):
+        assert figures[name] == wanted[name], name
+    for table, columns in (("rounds", LOGICAL_ROUNDS), ("devices", LOGICAL_DEVICES)):
+        for name in columns:
+            np.testing.assert_array_equal(getattr(found, table)[name], getattr(expected, table)[name], name)
+    for name in figures.keys() - FREE_FIGURES:
+        assert figures[name] == wanted[name], name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Read:
+    """Run everything once per number of ranks; return run files by ranks, variant and method."""
+    mpi.launcher()
+    folder = tmp_path_factory.mktemp("all_methods")
+    played: dict[int, Path] = {}
+
+    def one(ranks: int, variant: str, method: str) -> Run:
+        if ranks not in played:
+            played[ranks] = play(ranks, folder / str(ranks))
+        return read(played[ranks], ranks, variant, method)
+
+    return one
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("ranks", RANKS[1:])
+def test_ranks_change_no_bit(runs: Read, ranks: int, variant: str, method: str) -> None:
+    alone, many = runs(1, variant, method), runs(ranks, variant, method)
+    assert many.summary.ranks == ranks
+    assert many.summary.rounds == ROUNDS
+    assert_same(many, alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_resume_equals_the_straight_run(runs: Read, ranks: int, method: str) -> None:
+    straight, resumed = runs(ranks, "hard", method), runs(ranks, STOPPED, method)
+    assert_same(resumed, straight)
+    assert resumed.summary.run_id == straight.summary.run_id
+    np.testing.assert_array_equal(resumed.rounds["wire_bytes"], straight.rounds["wire_bytes"])
+    # The second process played the later rounds alone: its spans begin after the stop.
+    assert set(straight.spans["round"]) >= set(range(ROUNDS))
+    assert resumed.spans["round"][resumed.spans["round"] >= 0].min() == STOP_ROUND + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_learn_different_things(runs: Read, method: str) -> None:
+    """The comparison above would hold for runs that ignore their method or their settings."""
+    mine = runs(1, "plain", method).summary
+    others = [runs(1, "plain", other).summary.trajectory_sha256 for other in METHODS if other != method]
+    assert mine.trajectory_sha256 not in others
+    assert mine.weights_sha256 != runs(1, "hard", method).summary.weights_sha256
+
+
+def test_a_second_mpi_library_changes_no_bit(tmp_path: Path) -> None:
+    python = os.environ.get(MPICH_VARIABLE)
+    if not python:
+        pytest.skip(f"{MPICH_VARIABLE} names no interpreter of an environment with MPICH")
+    path = {"PYTHONPATH": str(mpi.ROOT)}
+    alone = play(1, tmp_path / "1", python, path)
+    many = play(3, tmp_path / "3", python, path)
+    for method in METHODS:
+        assert "MPICH" in read(many, 3, "plain", method).provenance["mpi"].upper()
+        for variant in (*VARIANTS, STOPPED):
+            assert_same(read(many, 3, variant, method), read(alone, 1, variant, method))

@@ -1,0 +1,226 @@
+"""Frames: what is packed comes back, and nothing else is ever taken for it."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import lz4.frame
+import numpy as np
+import pytest
+import xxhash
+
+from fedbench.base.arrays import Unit
+from fedbench.base.errors import WireError
+from fedbench.codec import frame
+from fedbench.codec.frame import LZ4, RAW, Note, Place
+
+PLACE = Place(round=3, exchange=1, device=7, unit=2)
+NOTE = Note(loss=0.5, compute_s=0.25, flops=1e9, again=True)
+CODECS = pytest.mark.parametrize("codec", [RAW, LZ4], ids=["raw", "lz4"])
+SENTINEL = 0xA5
+
+
+def noise(count: int) -> np.ndarray:
+    """Return float32 that LZ4 can't shrink much."""
+    return np.random.default_rng(count).standard_normal(count).astype(np.float32)
+
+
+def signs(count: int) -> np.ndarray:
+    """Return float32 that LZ4 shrinks well."""
+    return np.where(np.arange(count) % 5 < 2, np.float32(1), np.float32(-1))
+
+
+def packed(array: np.ndarray, codec: int, dtype: str = "<f4") -> tuple[np.ndarray, Unit]:
+    unit = Unit("weights", array.shape, dtype)
+    return frame.pack(array, unit, PLACE, codec, NOTE).frame.copy(), unit
+
+
+def unpacked(bytes_: np.ndarray, unit: Unit, codec: int, place: Place = PLACE) -> tuple[np.ndarray, Note]:
+    return frame.unpack(bytes_, unit, place, codec, "device 7")
+
+
+def forged(bytes_: np.ndarray, **fields: Any) -> np.ndarray:
+    """Return a frame with other header fields and a checksum that fits them."""
+    copy = bytes_.copy()
+    for name, value in fields.items():
+        copy[: frame.HEADER_BYTES].view(frame._HEADER)[name] = value
+    digest = xxhash.xxh3_64(copy[: frame._CHECKSUM_AT].tobytes() + copy[frame.HEADER_BYTES :].tobytes())
+    copy[frame._CHECKSUM_AT : frame.HEADER_BYTES].view("<u8")[0] = digest.intdigest()
+    return copy
+
+
+ARRAYS = [
+    (noise(1), "<f4"),
+    (noise(1000), "<f4"),
+    (signs(4096).reshape(64, 64), "<f4"),
+    (np.zeros((3, 0), np.float32), "<f4"),
+    (np.array(2.5, np.float32), "<f4"),
+    (np.arange(-300, 300, dtype=np.int64), "<i8"),
+    (np.array([np.nan, np.inf, -0.0, 1e-45], np.float64), "<f8"),
+    (np.frombuffer(bytes(range(256)), np.uint8), "|u1"),
+]
+
+
+@CODECS
+@pytest.mark.parametrize(("array", "dtype"), ARRAYS)
+def test_what_is_packed_comes_back_bit_for_bit(array: np.ndarray, dtype: str, codec: int) -> None:
+    bytes_, unit = packed(array, codec, dtype)
+    back, note = unpacked(bytes_, unit, codec)
+    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert note == NOTE
+    assert bytes_.size <= frame.bound(unit)
+
+
+def test_no_note_and_strided_arrays_survive() -> None:
+    array = noise(64).reshape(8, 8).T
+    unit = Unit("weights", array.shape)
+    back, note = unpacked(frame.pack(array, unit, PLACE, RAW).frame, unit, RAW)
+    assert np.array_equal(back, array)
+    assert np.isnan(note.loss)
+    assert note[1:] == (0.0, 0.0, False)
+
+
+def test_lz4_shrinks_what_it_can_and_sends_the_rest_raw() -> None:
+    small, unit = packed(signs(4096), LZ4)
+    assert small.size < frame.HEADER_BYTES + unit.raw_bytes // 10
+    large, unit = packed(noise(4096), LZ4)
+    assert large.size == frame.HEADER_BYTES + unit.raw_bytes
+    assert large[: frame.HEADER_BYTES].view(frame._HEADER)["codec"][0] == RAW
+
+
+@CODECS
+def test_a_frame_stays_within_its_bound_in_a_given_buffer(codec: int) -> None:
+    for array in (noise(777), signs(777)):
+        unit = Unit("weights", array.shape)
+        memory = np.full(frame.bound(unit) + 64, SENTINEL, np.uint8)
+        result = frame.pack(array, unit, PLACE, codec, NOTE, memory[: frame.bound(unit)])
+        assert (memory[result.frame.size :] == SENTINEL).all()
+        assert result.frame.size == frame.HEADER_BYTES + result.coded_bytes
+        assert np.shares_memory(result.frame, memory)
+    with pytest.raises(WireError, match="doesn't fit a buffer of 100"):
+        frame.pack(noise(777), Unit("weights", (777,)), PLACE, RAW, NOTE, np.empty(100, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("array", "unit"),
+    [
+        (noise(4), Unit("weights", (5,))),
+        (noise(4), Unit("weights", (2, 2))),
+        (noise(4), Unit("weights", (4,), "<f8")),
+        (noise(4).astype(np.float64), Unit("weights", (4,))),
+        (noise(4).astype(">f4"), Unit("weights", (4,))),
+    ],
+)
+def test_packing_another_shape_or_dtype_is_refused(array: np.ndarray, unit: Unit) -> None:
+    with pytest.raises(WireError, match="weights: packing"):
+        frame.pack(array, unit, PLACE, RAW)
+
+
+#: header field -> (forged value, what the message calls it)
+WRONG_FIELDS = {
+    "magic": (0x12345678, "magic"),
+    "version": (2, "version is 2, expected 1"),
+    "codec": (9, "codec is 9"),
+    "round": (4, "round is 4, expected 3"),
+    "exchange": (0, "exchange is 0, expected 1"),
+    "device": (-1, "device is -1, expected 7"),
+    "unit": (0, "unit is 0, expected 2"),
+    "dtype": (b"f8", "dtype is b'f8', expected b'f4'"),
+    "raw_bytes": (4001, "raw size is 4001, expected 4000"),
+    "coded_bytes": (10**12, "coded size is 1000000000000"),
+}
+
+
+@CODECS
+@pytest.mark.parametrize("field", WRONG_FIELDS)
+def test_a_wrong_header_field_is_refused_by_its_own_check(field: str, codec: int) -> None:
+    value, message = WRONG_FIELDS[field]
+    bytes_, unit = packed(signs(1000), codec)
+    assert np.array_equal(unpacked(forged(bytes_), unit, codec)[0], signs(1000))
+    with pytest.raises(WireError, match="Frame of weights from device 7") as caught:
+        unpacked(forged(bytes_, **{field: value}), unit, codec)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["flags", "loss", "compute_s", "flops", "reserved", "checksum"])
+def test_fields_without_a_rule_are_under_the_checksum(field: str) -> None:
+    bytes_, unit = packed(noise(50), RAW)
+    header = bytes_[: frame.HEADER_BYTES].view(frame._HEADER)
+    header[field] = 77
+    with pytest.raises(WireError, match="checksum is"):
+        unpacked(bytes_, unit, RAW)
+
+
+def test_every_header_field_has_a_test() -> None:
+    tested = {*WRONG_FIELDS, "flags", "loss", "compute_s", "flops", "reserved", "checksum"}
+    assert tested == set(frame._HEADER.names or ())
+
+
+def test_lz4_is_refused_where_the_job_sends_raw() -> None:
+    bytes_, unit = packed(signs(1000), LZ4)
+    with pytest.raises(WireError, match="codec is 1, expected 0 or 0"):
+        unpacked(bytes_, unit, RAW)
+
+
+@CODECS
+def test_three_hundred_flipped_bits_are_all_noticed(codec: int) -> None:
+    bytes_, unit = packed(signs(800), codec)
+    draw = np.random.default_rng(codec)
+    header = draw.integers(0, frame.HEADER_BYTES * 8, 150)
+    payload = draw.integers(frame.HEADER_BYTES * 8, bytes_.size * 8, 150)
+    for bit in map(int, np.concatenate([header, payload])):
+        damaged = bytes_.copy()
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WireError):
+            unpacked(damaged, unit, codec)
+    assert np.array_equal(unpacked(bytes_, unit, codec)[0], signs(800))
+
+
+@CODECS
+def test_cut_and_longer_frames_are_refused(codec: int) -> None:
+    bytes_, unit = packed(signs(300), codec)
+    for size in (0, 1, frame.HEADER_BYTES - 1, frame.HEADER_BYTES, bytes_.size - 1):
+        with pytest.raises(WireError, match=r"its size is|coded size is"):
+            unpacked(bytes_[:size], unit, codec)
+    with pytest.raises(WireError, match="coded size is"):
+        unpacked(np.concatenate([bytes_, np.zeros(1, np.uint8)]), unit, codec)
+
+
+def with_payload(payload: bytes, unit: Unit) -> np.ndarray:
+    """Return a frame with a checksum that fits, whose LZ4 payload says what it likes."""
+    bytes_ = np.concatenate([packed(signs(300), LZ4)[0][: frame.HEADER_BYTES], np.frombuffer(payload, np.uint8)])
+    return forged(bytes_, codec=LZ4, raw_bytes=unit.raw_bytes, coded_bytes=len(payload))
+
+
+def test_a_payload_that_opens_to_more_is_refused_without_opening_it() -> None:
+    unit = Unit("weights", (300,))
+    bomb = with_payload(lz4.frame.compress(bytes(1 << 26), store_size=False), unit)
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="doesn't open to exactly 1200 bytes"):
+            unpacked(bomb, unit, LZ4)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_lz4_payloads_that_are_not_exactly_the_unit_are_refused() -> None:
+    unit = Unit("weights", (300,))
+    raw = signs(300).tobytes()
+    good = lz4.frame.compress(raw, content_checksum=True, store_size=False)
+    assert np.array_equal(unpacked(with_payload(good, unit), unit, LZ4)[0], signs(300))
+    wrong = {
+        "one byte more": lz4.frame.compress(raw + b"x"),
+        "one byte less": lz4.frame.compress(raw[:-1]),
+        "nothing": lz4.frame.compress(b""),
+        "trailing bytes": good + b"trailing",
+        "a second stream": good + good,
+        "cut short": good[:-6],
+        "not lz4": b"\x00" * 40,
+        "empty": b"",
+    }
+    for name, payload in wrong.items():
+        with pytest.raises(WireError, match="LZ4"):
+            unpacked(with_payload(payload, unit), unit, LZ4)
+            pytest.fail(name)
