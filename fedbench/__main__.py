@@ -50,12 +50,11 @@ def process_report(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fedbench.report import build
-
-    runs, _ = build.load(args.paths)
     from fedbench.report.table import demo_table
 
-    Console(stderr=True).print(demo_table(runs))
-    for path in build.build(args.paths, args.out):
+    written = build.build(args.paths, args.out)
+    Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
+    for path in written:
         print(path)
     return EXIT_OK
 

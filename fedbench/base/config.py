@@ -29,24 +29,24 @@ class Section(BaseModel):
 class RunSection(Section):
     """[run]"""
 
-    rounds: int = Field(100, ge=1)
-    seed: int = Field(0, ge=0, lt=2**31)
-    eval_every: int = Field(1, ge=1)
-    target_accuracy: float | None = Field(None, ge=0, le=1)
-    stop_at_target: bool = False
-    threads: int = Field(1, ge=1, le=256)
-    ranks: int = Field(1, ge=1)
+    rounds: int = Field(100, ge=1, description="rounds to play")
+    seed: int = Field(0, ge=0, lt=2**31, description="the seed of every random stream")
+    eval_every: int = Field(1, ge=1, description="rounds between evaluations; the start and the last round always are")
+    target_accuracy: float | None = Field(None, ge=0, le=1, description="dev accuracy whose first round is recorded")
+    stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
+    threads: int = Field(1, ge=1, le=256, description="threads per rank")
+    ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
 
 
 class FederationSection(Section):
     """[federation]"""
 
-    devices: int = Field(8, ge=1)
-    sampled: int | None = Field(None, ge=1)
-    partition: Literal["iid", "dirichlet", "shards"] = "iid"
-    alpha: float = Field(0.5, gt=0)
-    local_steps: int = Field(1, ge=1)
-    batch_size: int = Field(16, ge=2)
+    devices: int = Field(8, ge=1, description="devices in total")
+    sampled: int | None = Field(None, ge=1, description="devices that take part in a round; unset: all")
+    partition: Literal["iid", "dirichlet", "shards"] = Field("iid", description="how private rows are shared out")
+    alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet partition; small is uneven")
+    local_steps: int = Field(1, ge=1, description="steps of a device in one round")
+    batch_size: int = Field(16, ge=2, description="private rows of one step")
 
     @model_validator(mode="after")
     def _sampled_fits(self) -> FederationSection:
@@ -63,45 +63,56 @@ class FederationSection(Section):
 class ModelSection(Section):
     """[model]"""
 
-    name: str = "embedded"
-    trainable: Literal["full", "bitfit", "head"] | None = None
-    device: Literal["cpu"] = "cpu"
+    name: str = Field("embedded", description="embedded, a folder, a hub id, or package:NAME/SUBFOLDER")
+    trainable: Literal["full", "bitfit", "head"] | None = Field(
+        None, description="the part that is trained; unset: the method's own default"
+    )
 
 
 class DataSection(Section):
     """[data]"""
 
-    private: str = "embedded"
-    public: str = "embedded"
-    text_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2)] = ("text", "text2")
-    label_column: str = "label"
-    head: Literal["verbaliser", "prototype", "linear"] | None = None
-    max_length: int = Field(64, ge=4)
-    public_per_class: int = Field(32, ge=1)
-    public_labels: Literal["given", "shuffled"] = "given"
+    private: str = Field(
+        "embedded", description="devices' data: embedded, a folder, a name under FEDBENCH_DATA, a hub id"
+    )
+    public: str = Field(
+        "embedded", description="the cloud's data: as private, or embedded:poor; equal to private: cut off it"
+    )
+    text_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2)] = Field(
+        ("text", "text2"), description="column of the text, and of the second text of a pair where there is one"
+    )
+    label_column: str = Field("label", description="column of the integer label")
+    head: Literal["verbaliser", "prototype", "linear"] | None = Field(
+        None, description="how classes are read off; unset: verbaliser (embedded) or prototype"
+    )
+    max_length: int = Field(64, ge=4, description="tokens of a row at most")
+    public_per_class: int = Field(32, ge=1, description="public rows a class")
+    public_labels: Literal["given", "shuffled"] = Field(
+        "given", description="shuffled: the control without label information"
+    )
 
 
 class ZoSection(Section):
     """[zo]"""
 
-    epsilon: float = Field(1e-3, gt=0)
-    perturbations: int = Field(1, ge=1)
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    epsilon: float = Field(1e-3, gt=0, description="probing step per coordinate (root mean square)")
+    perturbations: int = Field(1, ge=1, description="directions of one local step")
+    distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="distribution of directions")
 
 
 class CommSection(Section):
     """[comm]"""
 
-    codec: Literal["raw"] = "raw"
-    lz4: bool = False
-    deadline_s: float = Field(300.0, gt=0)
+    codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
+    lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    deadline_s: float = Field(300.0, gt=0, description="longest wait for a message before all ranks end")
 
 
 class ResultsSection(Section):
     """[results]"""
 
-    dir: str = "results"
-    checkpoint_every: int = Field(0, ge=0)
+    dir: str = Field("results", description="folder of run files and checkpoints")
+    checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: at a stop alone")
 
 
 class Config(Section):

@@ -51,7 +51,7 @@ def write_texts(stream: np.random.Generator, topics: np.ndarray) -> np.ndarray:
     """Return one text for each topic of `topics` int64 [n] as ids int32 [n, LENGTH], the prompt token last."""
     shape = (topics.shape[0], LENGTH - 1)
     kind = stream.random(shape)
-    any_topic = stream.integers(0, TOPICS, shape)
+    any_topic = (topics[:, None] + stream.integers(0, TOPICS, shape)) % TOPICS
     of_topic = np.where(kind < P_TOPIC, topics[:, None], any_topic)
     topical = TOPIC_START + of_topic * TOPIC_WORDS + (stream.random(shape) * TOPIC_WORDS).astype(np.int64)
     share = 1.0 / np.arange(1, FUNCTION_WORDS + 1)  # function words follow Zipf's law
