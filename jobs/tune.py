@@ -26,6 +26,9 @@ HERE = Path(__file__).resolve().parent
 #: Middle of each grid; three values a decade, POINTS of them.
 START = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 0.3, "public_only": 0.1}
 POINTS = 7
+
+#: What a run that diverged ends with.
+DIVERGED = ("not a finite number", "exactly zero", "backpropagation step is")
 PER_DECADE = 3
 
 
@@ -39,7 +42,7 @@ def dev_score(job: Path, results: Path, settings: dict[str, str], target: float 
         text=True,
     )
     if done.returncode:
-        if "finite" in done.stderr:
+        if any(words in done.stderr for words in DIVERGED):
             return 0.0 if target is None else -math.inf
         raise SystemExit(done.stderr)
     rounds = reader.read(Path(done.stdout.strip())).rounds

@@ -16,7 +16,7 @@ import pytest
 
 from fedbench.base.errors import FedbenchError
 from fedbench.base.rng import key, tensor_key
-from fedbench.zo.kernels import cpu, reference
+from fedbench.zo.kernels import cpu, lazy, loops, reference
 
 SENTINEL = np.float32(-77.25)
 BOTH = pytest.mark.parametrize("gaussian", [False, True], ids=["rademacher", "gaussian"])
@@ -168,8 +168,9 @@ def test_a_range_cut_anywhere_has_the_same_bits(cut: int, gaussian: bool) -> Non
 
 @BOTH
 @pytest.mark.parametrize("first", [0, 31])
-def test_threads_do_not_change_bits(first: int, gaussian: bool) -> None:
-    case = Case(300_001, 2, guided=True)
+def test_threads_do_not_change_bits(first: int, gaussian: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_SPLIT", 1 << 10)
+    case = Case(100_001, 2, guided=True)
     results = []
     for threads in (1, 2, 3):
         cpu.set_threads(threads)
@@ -202,7 +203,8 @@ def test_rows_equal_the_whole_tensor(cols: int, guided: bool, gaussian: bool) ->
         out[1].check()
 
 
-def test_many_rows_on_two_threads() -> None:
+def test_many_rows_on_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_SPLIT", 1 << 10)
     case, rows = Case(400 * 512, 1, guided=True), np.random.default_rng(0).integers(0, 400, 300)
     args = (case.keys, case.coef, case.key, 1e-3, case.guide.reshape(400, 512)[rows], 1e-3)
     results = []
@@ -251,10 +253,10 @@ def test_wrong_arguments_are_refused() -> None:
 USE_CACHE = """
 import hashlib, sys
 import numpy as np
-from fedbench.zo.kernels import cpu
+from fedbench.zo.kernels import cpu, loops
 w = np.ones(1000, np.float32)
 cpu.update(w, 5, np.arange(8, dtype=np.uint64).reshape(4, 2), np.full(4, .5, np.float32), np.empty(0, np.float32), 0., False)
-hits = sum(cpu._base(False).func.stats.cache_hits.values())
+hits = sum(loops.base(False).func.stats.cache_hits.values())
 print(hashlib.sha256(w.tobytes()).hexdigest(), hits)
 """
 
@@ -289,7 +291,7 @@ def test_cache_filled_by_two_at_once_then_read_then_damaged(tmp_path: Path) -> N
 def test_without_a_writable_folder_kernels_compile_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(cpu, "_draw", cpu._kernel(*DRAW_TYPES)(draw_source()))
+    monkeypatch.setattr(loops, "draw", lazy.lazy_kernel(*DRAW_TYPES)(draw_source()))
     out = np.empty(70, np.float32)
     cpu.draw(np.array([1, 2], np.uint64), 0, out, False)
     expected = np.empty_like(out)
@@ -298,8 +300,8 @@ def test_without_a_writable_folder_kernels_compile_all_the_same(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-DRAW_TYPES = (numba.types.int64, cpu._KEY, cpu._OUT)
+DRAW_TYPES = (numba.types.int64, loops._KEY, loops._OUT)
 
 
 def draw_source() -> Any:
-    return cpu._draw(False).func.py_func
+    return loops.draw(False).func.py_func
