@@ -1,6 +1,6 @@
 """Tunes the step size of every method of a job on the dev split: the same grid size, seed and rounds for all.
 
-    python jobs/tune.py [--job jobs/demo.toml] [--seed 1000] [--rounds 150] [--methods ...] [--results results/tune]
+    python jobs/tune.py [--job jobs/demo.toml] [--seed 1000] [--rounds 100] [--methods ...] [--results results/tune]
 
 Seeds of the tuning are not those of the demo. A method's best step size is the one that
 maximises its mean dev accuracy over the rounds, or with --target reaches it first; the whole curve is printed, and a best value
@@ -23,13 +23,11 @@ from fedbench.results import reader
 
 HERE = Path(__file__).resolve().parent
 
-#: Middle of each grid; three values a decade, POINTS of them.
-START = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 0.3, "public_only": 0.1}
-POINTS = 7
+#: Middle of each method's grid, unless --middle says otherwise.
+MIDDLE = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 0.3, "public_only": 0.1}
 
 #: What a run that diverged ends with.
 DIVERGED = ("not a finite number", "exactly zero", "backpropagation step is")
-PER_DECADE = 3
 
 
 def dev_score(job: Path, results: Path, settings: dict[str, str], target: float | None) -> float:
@@ -55,10 +53,10 @@ def dev_score(job: Path, results: Path, settings: dict[str, str], target: float 
 def tune(method: str, args: argparse.Namespace) -> tuple[str, dict[float, float]]:
     """Return the settings line of the best step size and the curve lr -> score."""
     curve: dict[float, float] = {}
-    middle = round(PER_DECADE * math.log10(START[method]))
-    wanted = range(middle - POINTS // 2, middle + POINTS // 2 + 1)
+    middle = round(args.per_decade * math.log10(args.middle.get(method, MIDDLE[method])))
+    wanted = range(middle - args.points // 2, middle + args.points // 2 + 1)
     while True:
-        lrs = [float(f"{10 ** (k / PER_DECADE):.2g}") for k in wanted]
+        lrs = [float(f"{10 ** (k / args.per_decade):.2g}") for k in wanted]
         todo = [lr for lr in lrs if lr not in curve]
         jobs = [
             {
@@ -83,18 +81,27 @@ def tune(method: str, args: argparse.Namespace) -> tuple[str, dict[float, float]
         wanted = range(wanted[0] - 2, wanted[0]) if best == min(curve) else range(wanted[-1] + 1, wanted[-1] + 3)
 
 
+def _middle(text: str) -> tuple[str, float]:
+    method, _, lr = text.partition("=")
+    return method, float(lr)
+
+
 def main() -> None:
     """Tune and print `[method.<name>]` tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, default=HERE / "demo.toml")
-    parser.add_argument("--methods", nargs="+", default=list(START), choices=list(START))
+    parser.add_argument("--methods", nargs="+", default=list(MIDDLE), choices=list(MIDDLE))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1000])
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--eval-every", type=int, default=5)
+    parser.add_argument("--points", type=int, default=7, help="values of the grid before it is widened")
+    parser.add_argument("--per-decade", type=int, default=3)
+    parser.add_argument("--middle", nargs="+", type=_middle, default={}, metavar="METHOD=LR", help="other grid middles")
     parser.add_argument("--target", type=float, help="tune for rounds to this dev accuracy instead")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("results/tune"))
     args = parser.parse_args()
+    args.middle = dict(args.middle)
     for method in args.methods:
         table, curve = tune(method, args)
         points = ", ".join(f"{lr:g}: {score:.4g}" for lr, score in curve.items())

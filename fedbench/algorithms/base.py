@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -24,11 +24,14 @@ from fedbench.models.trainable import Trainable
 from fedbench.zo.direction import as_keys, direction_key
 from fedbench.zo.stream import Stream
 
+#: Type of every method's `lr`, so that a method that has a default of its own keeps the rule.
+StepSize = Annotated[float, Field(gt=0, description="step size")]
+
 
 class Settings(Section):
     """Settings that every method has."""
 
-    lr: float = Field(1e-2, gt=0, description="step size")
+    lr: StepSize = 1e-2
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="step size over rounds; linear: warm-up over 6 % of the rounds, then down to 0"
     )

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedbench.algorithms.base import Reply, Round, ScalarMethod, Upload
+from fedbench.algorithms.base import Reply, Round, ScalarMethod, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.rng import key
@@ -31,7 +31,7 @@ from fedbench.zo.update import subtract
 class Settings(BaseSettings):
     """CooperLLM's settings."""
 
-    lr: float = 1.0
+    lr: StepSize = 1.0
     alpha: float = Field(0.5, ge=0, le=1, description="share of the isotropic direction")
     beta: float = Field(1.0, gt=0, description="length of the direction")
     h: float = Field(0.01, gt=0, description="probing step along u, which is about beta long")

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from fedbench.algorithms.base import Algorithm, Reply, Round, Upload
+from fedbench.algorithms.base import Algorithm, Reply, Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.zo.guide import gradient
@@ -23,7 +23,7 @@ from fedbench.zo.guide import gradient
 class Settings(BaseSettings):
     """FedAvg's settings."""
 
-    lr: float = 0.1
+    lr: StepSize = 0.1
 
 
 class FedAvg(Algorithm):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbench.algorithms.base import Round, ScalarMethod, Upload
+from fedbench.algorithms.base import Round, ScalarMethod, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays
 from fedbench.zo.direction import Direction, Terms
@@ -25,7 +25,7 @@ from fedbench.zo.update import subtract
 class Settings(BaseSettings):
     """FedMeZO's settings."""
 
-    lr: float = 2e-3
+    lr: StepSize = 2e-3
 
 
 class FedMeZO(ScalarMethod):

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from fedbench.algorithms.base import Lab, Reply, Round, ScalarMethod, Upload
+from fedbench.algorithms.base import Lab, Reply, Round, ScalarMethod, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays
 from fedbench.base.errors import ConfigError
@@ -30,7 +30,7 @@ from fedbench.zo.update import subtract
 class Settings(BaseSettings):
     """FedSPZO's settings."""
 
-    lr: float = 2e-3
+    lr: StepSize = 2e-3
     lr_ratio: float = Field(1.0, gt=0, description="step size of block 2 over that of block 1")
     split: int = Field(-1, description="layers in block 1; negative counts from the end (-1: all but the last)")
     p1: int = Field(1, ge=1, description="directions of block 1 in a step")
@@ -92,7 +92,7 @@ class FedSPZO(ScalarMethod):
         p2 = self.settings.p2
         d = reply["scalars"].reshape(-1, p2)
         v = np.concatenate([self._keys(round_, device) for device in round_.devices])
-        y_coef = (round_.lr / len(d) * d.mean(1, dtype=np.float64)).astype(np.float32)
+        y_coef = (round_.lr / len(d) * d.mean(1, dtype=np.float64).astype(np.float32)).astype(np.float32)
         z_coef = (round_.lr * self.settings.lr_ratio / d.size * d.reshape(-1)).astype(np.float32)
         gaussian = self.lab.gaussian
         self.replay_ops += subtract(self._y, Terms(np.ascontiguousarray(v[::p2]), y_coef), gaussian=gaussian)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from fedbench.algorithms.base import Algorithm, Reply, Round, Upload
+from fedbench.algorithms.base import Algorithm, Reply, Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import FedbenchError
@@ -22,7 +22,7 @@ from fedbench.zo.guide import mean_gradient
 class Settings(BaseSettings):
     """Settings of public-only training."""
 
-    lr: float = 0.1
+    lr: StepSize = 0.1
     public_batches: int = Field(
         0, ge=0, description="SGD steps a round, each on one public batch; 0 is one step on all"
     )

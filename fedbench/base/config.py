@@ -178,8 +178,13 @@ def load(path: Path, settings: Sequence[Setting] = ()) -> Config:
 def check(tree: Mapping[str, Any], *, source: str, overridden: frozenset[tuple[str, ...]] = frozenset()) -> Config:
     """Return the config of a raw tree, or raise ConfigError that names `source` or `--set`."""
     method = tree.get("method")
-    if not isinstance(method, dict) or not isinstance(method.get("name"), str):
-        raise ConfigError(f'method.name: missing; a job names its method, such as name = "cooperllm". (From {source})')
+    name = method.get("name") if isinstance(method, dict) else method
+    if not isinstance(method, dict) or not isinstance(name, str):
+        found = (
+            "missing" if name is None else f"found {name!r}" if isinstance(method, dict) else f"found method = {name!r}"
+        )
+        said = origin(("method", "name"), source, overridden)
+        raise ConfigError(f'method.name: {found}; a job names its method, such as name = "cooperllm". (From {said})')
     return validate(Config, tree, prefix=(), source=source, overridden=overridden)
 
 
@@ -196,10 +201,16 @@ def validate(
         return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        location = tuple(str(part) for part in first["loc"] if not _is_type_tag(part))
+        unknown = first["type"] == "extra_forbidden"
+        location = tuple(str(part) for part in first["loc"] if unknown or not _is_type_tag(part))
         path = (*prefix, *location)
-        origin = "--set" if any(path[: len(o)] == o or o[: len(path)] == path for o in overridden) else source
-        raise ConfigError(f"{_sentence(model, first, path, location)} (From {origin})") from None
+        said = origin(path, source, overridden)
+        raise ConfigError(f"{_sentence(model, first, path, location)} (From {said})") from None
+
+
+def origin(path: tuple[str, ...], source: str, overridden: frozenset[tuple[str, ...]]) -> str:
+    """Return where a key came from: `--set` where that reached it, else `source`."""
+    return "--set" if any(path[: len(o)] == o or o[: len(path)] == path for o in overridden) else source
 
 
 def as_tree(config: BaseModel) -> dict[str, Any]:
@@ -249,7 +260,7 @@ def _sentence(model: type[BaseModel], fault: Any, path: tuple[str, ...], locatio
         return f"{dotted}: missing."
     if fault["type"] == "model_type":
         return f"{dotted}: found {found!r}; expected a table."
-    if isinstance(found, dict):
+    if fault["type"] == "value_error":
         return f"{dotted}: {message}."
     return f"{dotted}: found {found!r}; {message[0].lower()}{message[1:]}".rstrip(".") + "."
 

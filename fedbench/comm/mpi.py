@@ -49,6 +49,7 @@ class MpiTransport:
 
         self._mpi = MPI
         self._comm = communicator.Dup()
+        self._agreements = communicator.Dup()
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
         self.moved_bytes = 0
@@ -85,13 +86,32 @@ class MpiTransport:
             left = [index for index in left if not requests[index].done()]
 
     def agree(self, values: Sequence[int], deadline_s: float, what: str) -> list[int]:
-        """Return the element-wise maximum over all ranks, by a non-blocking reduction with a deadline."""
-        mine = np.array(values, np.int64)
-        most = np.empty_like(mine)
-        self.open_requests += 1
-        request = _Pending(self._comm.Iallreduce(mine, most, op=self._mpi.MAX), self, receiving=False)
-        self.wait([request], deadline_s, lambda _: f"{self.name_of(self.rank)} still waits for the others to {what}.")
+        """Return the element-wise maximum over all ranks; rank 0 collects, so that it can name who is missing.
+
+        The other ranks wait twice as long: rank 0 may come late, and is the one that should speak.
+        """
+        values_ = np.array([values] * self.size, np.int64)
+        if self.rank == 0:
+            came = [self._pending(self._agreements.Irecv(values_[peer], peer)) for peer in range(1, self.size)]
+            self.wait(came, deadline_s, lambda left: f"{self._names(left)} did not come to {what}.")
+            most = values_.max(axis=0)
+            told = [self._pending(self._agreements.Isend(most, peer)) for peer in range(1, self.size)]
+            self.wait(told, deadline_s, lambda left: f"{self._names(left)} did not hear the agreement to {what}.")
+        else:
+            most = np.empty_like(values_[0])
+            both = [self._agreements.Irecv(most, 0), self._agreements.Isend(values_[0], 0)]
+            silent = f"{self.name_of(self.rank)} still waits for {self.name_of(0)} to {what}."
+            self.wait([self._pending(request) for request in both], 2 * deadline_s, lambda _: silent)
         return [int(value) for value in most]
+
+    def _pending(self, request: Any) -> _Pending:
+        """Return a request of an agreement, whose few bytes are not counted."""
+        self.open_requests += 1
+        return _Pending(request, self, receiving=False)
+
+    def _names(self, peers: Sequence[int]) -> str:
+        """Return the names of ranks given by their place after rank 0."""
+        return ", ".join(self.name_of(1 + peer) for peer in peers)
 
     def name_of(self, rank: int) -> str:
         """Return a rank's name with its host."""

@@ -16,6 +16,7 @@ import torch
 from fedbench.base.config import DataSection
 from fedbench.base.errors import ModelError, nearest
 from fedbench.base.rng import generator
+from fedbench.data import hub
 from fedbench.data.rows import Rows, Splits
 from fedbench.models.adapters import BertCut, Cut, EmbeddedCut
 
@@ -78,25 +79,33 @@ def _embedded(data: DataSection, splits: Splits) -> Cut:
 
 def _encoder(name: str, classes: int) -> BertCut:
     source = source_of(name)
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and not hub.is_id(source):
+        raise ModelError(f"model.name = {name!r}: no folder {source}; allowed are a model folder and a hub id.")
     try:
         import transformers
     except ImportError:
         raise ModelError(f"model.name = {name!r} needs transformers. Run: pip install 'fedbench[text]'") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    problem = "" if folder.is_dir() else hub.problem(source, "model")
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else source}
+    where["local_files_only"] = folder.is_dir() or bool(problem)
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(**where)
         kind = str(config.model_type)
         if kind not in CUTS:
             raise ModelError(
                 f"{source}: architecture {kind!r} has no cut. Allowed: {', '.join(CUTS)}.{nearest(kind, CUTS)}"
             )
         backbone: Any = transformers.AutoModel.from_pretrained(
-            source, config=config, attn_implementation="sdpa", dtype=torch.float32, add_pooling_layer=False
+            **where, config=config, attn_implementation="sdpa", dtype=torch.float32, add_pooling_layer=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"model.name = {name!r}: no model can be read there: {first}") from None
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises many types; all mean that no model can be had
+        why = f"no folder, nothing of it downloaded before, and {problem}" if problem else hub.first_line(error)
+        raise ModelError(f"model.name = {name!r}: no model can be read there: {why}.") from None
     return CUTS[kind](backbone, classes)
 
 

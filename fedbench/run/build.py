@@ -86,16 +86,19 @@ def resolve(job: Config, source: str, overridden: frozenset[tuple[str, ...]] = f
     if name not in METHODS:
         raise ConfigError(
             f"method.name: found {name!r}; allowed: {', '.join(sorted(METHODS))}."
-            f"{nearest(name, METHODS)} (From {source})"
+            f"{nearest(name, METHODS)} (From {config.origin(('method', 'name'), source, overridden)})"
         )
     settings = Settings()
     for key, table in job.method.items():
         if key == "name":
             continue
-        if key not in METHODS or not isinstance(table, dict):
+        if key in METHODS and not isinstance(table, dict):
+            said = config.origin(("method", key), source, overridden)
+            raise ConfigError(f"method.{key}: found {table!r}; expected a table. (From {said})")
+        if key not in METHODS:
             raise ConfigError(
                 f"method.{key}: unknown method table. Allowed: name, {', '.join(sorted(METHODS))}."
-                f"{nearest(key, METHODS)} (From {source})"
+                f"{nearest(key, METHODS)} (From {config.origin(('method', key), source, overridden)})"
             )
         checked = config.validate(
             METHODS[key].settings_type, table, prefix=("method", key), source=source, overridden=overridden

@@ -52,7 +52,7 @@ class Store:
             "state": checkpoint.state,
         }
         fsio.write_bytes(self._folder / f"{name}.safetensors", blob)
-        fsio.write_text(self._folder / f"{name}.json", json.dumps(head))
+        fsio.write_text(self._folder / f"{name}.json", json.dumps({"head_sha256": _digest(head), "head": head}))
         fsio.write_text(self._folder / "LATEST", name)
 
     def newest(self) -> Checkpoint | None:
@@ -76,10 +76,13 @@ class Store:
 
     def _latest(self) -> str | None:
         path = self._folder / "LATEST"
-        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else None
 
     def _read(self, name: str) -> Checkpoint:
-        head = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+        file = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+        if not isinstance(file, dict) or file["head_sha256"] != _digest(file["head"]):
+            raise ValueError("its head doesn't match its hash")
+        head = file["head"]
         if head["format"] != _FORMAT:
             raise ResultError(f"{self._folder}: checkpoint format {head['format']}; this version reads {_FORMAT}.")
         if head["config_sha256"] != self._config:
@@ -88,3 +91,7 @@ class Store:
         if hashlib.sha256(blob).hexdigest() != head["arrays_sha256"]:
             raise ValueError("arrays don't match their hash")
         return Checkpoint(load(blob), head["state"])
+
+
+def _digest(head: Any) -> str:
+    return hashlib.sha256(json.dumps(head).encode()).hexdigest()

@@ -84,7 +84,9 @@ def assemble(
     }
     sampled = len(metrics.device_rows[0]["device"])
     devices = {
-        name: np.array([row[name] for row in metrics.device_rows], np.dtype(column.dtype)).reshape(len(metrics.device_rows), sampled)
+        name: np.array([row[name] for row in metrics.device_rows], np.dtype(column.dtype)).reshape(
+            len(metrics.device_rows), sampled
+        )
         for name, column in records.DEVICE_COLUMNS.items()
     }
     weights = weights_sha256(built.trainable)

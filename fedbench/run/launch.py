@@ -31,9 +31,16 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 ALONE_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
 
+#: What marks a line for people as fedbench's own.
+SAID = "fedbench: "
+
+#: Requests to stop that came before a StopFlag listened.
+_early_stops: list[int] = []
+
+
 def say(line: str) -> None:
     """Print a line for people, marked as fedbench's own, at once."""
-    print(f"fedbench: {line}", file=sys.stderr, flush=True)
+    print(f"{SAID}{line}", file=sys.stderr, flush=True)
 
 
 def launched_size() -> int | None:
@@ -47,9 +54,10 @@ def launched_size() -> int | None:
 def enter(expected: int | None) -> Transport:
     """Return the transport of this process; WireError where the world has another size than it must have."""
     launched = launched_size()
-    _leave_pid()
     if launched is None:
         return Loopback()
+    signal.signal(signal.SIGUSR2, lambda number, frame: _early_stops.append(number))
+    _leave_pid()
     must = launched if expected is None else expected
     import mpi4py
 
@@ -91,9 +99,11 @@ class StopFlag:
         self._set = False
 
     def listen(self, *extra: signal.Signals) -> None:
-        """Take the stop signals from now on."""
+        """Take the stop signals from now on, and one that this rank got while it was starting."""
         for number in (*STOP_SIGNALS, *extra):
             signal.signal(number, self._on_signal)
+        self._set |= bool(_early_stops)
+        _early_stops.clear()
 
     def __call__(self) -> bool:
         return self._set

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO
 
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.run.launch import PIDS_VARIABLE, say
+from fedbench.run.launch import PIDS_VARIABLE, SAID, say
 
 #: What Open MPI's wheel wants from root on a small machine; other launchers ignore them.
 LAUNCHER_ENVIRONMENT = {
@@ -27,6 +27,7 @@ LAUNCHER_ENVIRONMENT = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 _GRACE_S = 2.0
+_ASK_EVERY_S = 0.1
 _RULE = "-----------------"
 
 
@@ -65,47 +66,68 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        asked = 0
+        asked, over = 0, threading.Event()
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             nonlocal asked
             asked += 1
-            if asked > 1:
-                os.killpg(process.pid, signal.SIGTERM)
-                return
-            for pid in _living(pids):
-                os.kill(pid, signal.SIGUSR2)
+            if asked == 1:
+                threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True).start()
+            else:
+                _send(process.pid, signal.SIGTERM, os.killpg)
 
         before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
         assert process.stderr is not None
-        pump = threading.Thread(target=_pass_on, args=(process.stderr,), name="stderr", daemon=True)
+        voices = _Voices()
+        pump = threading.Thread(target=voices.pass_on, args=(process.stderr,), name="stderr", daemon=True)
         pump.start()
         try:
             code = process.wait()
         finally:
+            over.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
             _end_orphans(pids)
         pump.join(_GRACE_S)
+        voices.close(code)
     return code if code >= 0 else 128 - code
 
 
-def _pass_on(lines: IO[str]) -> None:
-    """Pass the ranks' stderr on; the launcher's own banner is dropped when a cause was printed before it."""
-    explained, banner = False, []
-    in_banner = False
-    for line in lines:
-        if line.startswith(_RULE):
-            in_banner = not in_banner
-            banner.append(line)
-        elif in_banner:
-            banner.append(line)
-        else:
-            explained |= line.startswith("fedbench: ")
+def _ask_to_stop(pids: Path, over: threading.Event) -> None:
+    """Send every rank the stop signal once, those that are still starting as soon as they can take it."""
+    asked: set[int] = set()
+    while not over.is_set():
+        for pid in _living(pids):
+            if pid not in asked:
+                _send(pid, signal.SIGUSR2)
+                asked.add(pid)
+        over.wait(_ASK_EVERY_S)
+
+
+class _Voices:
+    """The ranks' stderr, passed on line by line; the launcher's own banner is held back until it is needed."""
+
+    def __init__(self) -> None:
+        self._explained = False
+        self._banner: list[str] = []
+
+    def pass_on(self, lines: IO[str]) -> None:
+        """Pass everything but banners on until the stream ends."""
+        in_banner = False
+        for line in lines:
+            if line.startswith(_RULE):
+                in_banner = not in_banner
+            if in_banner or line.startswith(_RULE):
+                self._banner.append(line)
+                continue
+            self._explained |= line.startswith(f"{SAID}rank ")
             sys.stderr.write(line)
             sys.stderr.flush()
-    if not explained:
-        sys.stderr.writelines(banner)
+
+    def close(self, code: int) -> None:
+        """Print the banners unless a rank told its cause, or all ranks left with a code that they agreed on."""
+        if not self._explained and code not in (EXIT_OK, EXIT_USER, EXIT_STOPPED):
+            sys.stderr.writelines(self._banner)
 
 
 def _living(pids: Path) -> list[int]:
@@ -135,8 +157,8 @@ def _end_orphans(pids: Path) -> None:
             left = _living(pids)
 
 
-def _send(pid: int, number: int) -> None:
+def _send(pid: int, number: int, by: Callable[[int, int], None] = os.kill) -> None:
     try:
-        os.kill(pid, number)
+        by(pid, number)
     except ProcessLookupError:
         return

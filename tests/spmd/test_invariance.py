@@ -42,8 +42,8 @@ def play(ranks: int, folder: Path, python: str = sys.executable, extra: dict[str
     assert ended.code == 0, ended.told()
     assert not ended.left, ended.told()
     assert len(list(folder.glob("verdict.*.json"))) == ranks
-    expected = {name: dict.fromkeys(METHODS, [EXIT_OK]) for name in VARIANTS}
-    expected[STOPPED] = dict.fromkeys(METHODS, [EXIT_STOPPED, EXIT_OK])
+    expected = {name: {method: [EXIT_OK] for method in METHODS} for name in VARIANTS}
+    expected[STOPPED] = {method: [EXIT_STOPPED, EXIT_OK] for method in METHODS}
     for rank in range(ranks):
         assert json.loads((folder / f"verdict.{rank}.json").read_text()) == expected, f"rank {rank}\n{ended.told()}"
     return folder

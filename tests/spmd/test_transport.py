@@ -19,10 +19,12 @@ pytestmark = pytest.mark.spmd
 RANKS = 3
 SCRIPT = Path(__file__).with_name("transport_ranks.py")
 
-#: Fatal scenario -> words that rank 0's cause must have.
+#: Fatal scenario -> words that stderr must have.
 FATAL = {
     "truncated": ("rank 0", "TRUNCATE"),
-    "nobody_agrees": ("After 1 s", "rank 2", "end the round"),
+    "truncated_rendezvous": (),
+    "nobody_agrees": ("After 1 s: rank 2 on ", "did not come to end the round"),
+    "silent_cloud": ("After 1 s: rank ", "still waits for rank 0 on ", "to end the round"),
     "flipped_bit": ("rank 0", "Frame of scalars from device 0 (rank 1 on ", "checksum"),
 }
 

@@ -7,6 +7,7 @@ verdict: scenario -> "ok" or what was wrong. FATAL names one that must end the j
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -112,7 +113,8 @@ def late_rank_is_named(t: Transport) -> None:
         start = time.monotonic()
         told = refused(lambda: t.wait(requests, 0.3, lambda left: f"{[t.name_of(1 + i) for i in left]} are missing"))
         assert 0.3 <= time.monotonic() - start < 3
-        assert "rank 2" in told and "rank 1" not in told and "0.3 s" in told, told
+        assert "After 0.3 s: ['rank 2 on " in told, told
+        assert "rank 1" not in told, told
     t.agree([0], DEADLINE_S, "see the deadline pass")
     if t.rank == 2:
         t.wait([t.send(payload(10, 2), 0, 1)], DEADLINE_S, unanswered)
@@ -137,7 +139,7 @@ def late_device_is_named(t: Transport) -> None:
         star.wait([r for d in (0, 2) for r in inboxes[d].requests], "rank 1")
         told = refused(lambda: star.gather(inboxes))
         assert "device 1 (rank 2 on " in told, told
-        assert "device 0" not in told and "device 2" not in told, told
+        assert not {"device 0", "device 2"} & {told[i : i + 8] for i in range(len(told))}, told
     t.agree([0], DEADLINE_S, "see the deadline pass")
     if t.rank == 2:
         report(1)
@@ -180,7 +182,7 @@ def stale_frame_is_refused(t: Transport) -> None:
     inbox = star.down("reply", units, sent, Place(7 if t.rank == 0 else 8, 0, -1, 0))
     if t.rank:
         told = refused(lambda: inbox["reply"])
-        assert "round is 7, expected 8" in told and "rank 0" in told, told
+        assert re.search(r"from rank 0 on .*: round is 7, expected 8", told), told
     star.finish()
 
 
@@ -265,11 +267,23 @@ SCENARIOS = {
 
 
 def truncated(t: Transport) -> None:
-    """A message longer than the buffer that waits for it."""
+    """A message longer than the buffer that waits for it, on the eager path.
+
+    On the rendezvous path (more than 4 KiB in shared memory) Open MPI 5.0 writes past the end of the
+    buffer before it reports the error, so what the process prints before it dies can't be relied on there.
+    """
+    if t.rank == 1:
+        t.wait([t.send(payload(1000, 1), 0, 1)], DEADLINE_S, unanswered)
+    if t.rank == 0:
+        t.wait([t.receive(np.empty(10, np.uint8), 1, 1)], DEADLINE_S, unanswered)
+    t.agree([0], DEADLINE_S, "end well, which must not happen")
+
+
+def truncated_rendezvous(t: Transport) -> None:
+    """The same with a long message, on which the job must end as well, with whatever words."""
     if t.rank == 1:
         t.wait([t.send(payload(100_000, 1), 0, 1)], DEADLINE_S, unanswered)
     if t.rank == 0:
-        time.sleep(0.2)
         t.wait([t.receive(np.empty(10, np.uint8), 1, 1)], DEADLINE_S, unanswered)
     t.agree([0], DEADLINE_S, "end well, which must not happen")
 
@@ -279,6 +293,13 @@ def nobody_agrees(t: Transport) -> None:
     if t.rank == 2:
         time.sleep(60)
     t.agree([0], 1.0, "end the round")
+
+
+def silent_cloud(t: Transport) -> None:
+    """Rank 0 never comes to an agreement."""
+    if t.rank == 0:
+        time.sleep(60)
+    t.agree([0], 0.5, "end the round")
 
 
 def flipped_bit(t: Transport) -> None:
@@ -296,7 +317,10 @@ def flipped_bit(t: Transport) -> None:
     t.agree([0], DEADLINE_S, "end well, which must not happen")
 
 
-FATAL = {function.__name__: function for function in (truncated, nobody_agrees, flipped_bit)}
+FATAL = {
+    function.__name__: function
+    for function in (truncated, truncated_rendezvous, nobody_agrees, silent_cloud, flipped_bit)
+}
 
 
 def body(transport: Transport, folder: Path, fatal: str | None) -> int:

@@ -205,22 +205,23 @@ def test_a_payload_that_opens_to_more_is_refused_without_opening_it() -> None:
         tracemalloc.stop()
 
 
-def test_lz4_payloads_that_are_not_exactly_the_unit_are_refused() -> None:
+RAW_BYTES = signs(300).tobytes()
+GOOD = lz4.frame.compress(RAW_BYTES, content_checksum=True, store_size=False)
+WRONG_PAYLOADS = {
+    "one byte more": lz4.frame.compress(RAW_BYTES + b"x"),
+    "one byte less": lz4.frame.compress(RAW_BYTES[:-1]),
+    "nothing": lz4.frame.compress(b""),
+    "trailing bytes": GOOD + b"trailing",
+    "a second stream": GOOD + GOOD,
+    "cut short": GOOD[:-6],
+    "not lz4": bytes(40),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_PAYLOADS)
+def test_lz4_payloads_that_are_not_exactly_the_unit_are_refused(wrong: str) -> None:
     unit = Unit("weights", (300,))
-    raw = signs(300).tobytes()
-    good = lz4.frame.compress(raw, content_checksum=True, store_size=False)
-    assert np.array_equal(unpacked(with_payload(good, unit), unit, LZ4)[0], signs(300))
-    wrong = {
-        "one byte more": lz4.frame.compress(raw + b"x"),
-        "one byte less": lz4.frame.compress(raw[:-1]),
-        "nothing": lz4.frame.compress(b""),
-        "trailing bytes": good + b"trailing",
-        "a second stream": good + good,
-        "cut short": good[:-6],
-        "not lz4": b"\x00" * 40,
-        "empty": b"",
-    }
-    for name, payload in wrong.items():
-        with pytest.raises(WireError, match="LZ4"):
-            unpacked(with_payload(payload, unit), unit, LZ4)
-            pytest.fail(name)
+    assert np.array_equal(unpacked(with_payload(GOOD, unit), unit, LZ4)[0], signs(300))
+    with pytest.raises(WireError, match="LZ4"):
+        unpacked(with_payload(WRONG_PAYLOADS[wrong], unit), unit, LZ4)

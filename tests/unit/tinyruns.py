@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -16,14 +18,17 @@ from fedbench.base.errors import FedbenchError
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
 from fedbench.models.trainable import Trainable
-from fedbench.run.build import METHODS, Built, Job, construct, resolve
+from fedbench.run import build
+from fedbench.run.build import METHODS, Built, Job, resolve
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.runner import Outcome, Runner
-from fedbench.zo.direction import Direction
 from fedbench.zo.kernels import reference
 
 #: Methods whose devices compute.
 WORKING = sorted(name for name, method in METHODS.items() if method.uses_devices)
+
+#: Splits are read-only, so that runs on the same data can share them.
+_splits = functools.cache(build.load_splits)
 
 SMALL: dict[str, Any] = {
     "run.rounds": 3,
@@ -46,7 +51,12 @@ def make_job(method: str, changes: Mapping[str, Any] | None = None) -> Job:
 
 def make(method: str, changes: Mapping[str, Any] | None = None, *, evaluated: int = 32) -> Built:
     """Return a small run ready to start; its dev and test splits have `evaluated` rows."""
-    built = construct(make_job(method, changes))
+    with mock.patch.object(build, "load_splits", _splits):
+        return shrunk(build.construct(make_job(method, changes)), evaluated)
+
+
+def shrunk(built: Built, evaluated: int) -> Built:
+    """Return a run with the first rows of its dev and test splits."""
     rows = np.arange(evaluated)
     splits = replace(built.splits, dev=built.splits.dev.take(rows), test=built.splits.test.take(rows))
     return replace(built, splits=splits)
@@ -103,16 +113,6 @@ def drawn(trainable: Trainable, key: np.ndarray, *, gaussian: bool = False) -> d
         z[tensor.name] = np.empty(tensor.size, np.float32)
         reference.draw(reference.stream_keys(key[None], tensor.key)[0], 0, z[tensor.name], gaussian)
     return z
-
-
-def step_of(trainable: Trainable, direction: Direction, *, gaussian: bool = False) -> dict[str, np.ndarray]:
-    """Return u = z_scale z + guide_scale guide in float64, flat by name."""
-    z = drawn(trainable, direction.key, gaussian=gaussian)
-    u = {name: direction.z_scale * values.astype(np.float64) for name, values in z.items()}
-    if direction.guide is not None:
-        for name in u:
-            u[name] = u[name] + direction.guide_scale * direction.guide[name].reshape(-1).astype(np.float64)
-    return u
 
 
 def never(*_: Any) -> Sequence[Any]:

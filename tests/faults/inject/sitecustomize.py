@@ -1,9 +1,8 @@
 """Faults from outside the product: read by every Python of a job when this folder is on PYTHONPATH.
 
-`FEDBENCH_FAULT=KIND:RANK:PLACE` makes one rank misbehave at one place: the start of round 1
-(`round`), while the job is built (`build`), or before the run file is written (`write`). The
-moment of the fault goes to the file named by `FEDBENCH_FAULT_MARK`. Without the variable
-nothing happens.
+`FEDBENCH_FAULT=KIND:RANK:PLACE` makes one rank misbehave at one place (PLACES); the moment
+goes to the file named by `FEDBENCH_FAULT_MARK`. `FEDBENCH_FAULT_SMALL=1` makes the embedded
+task's evaluation splits small. Without these variables nothing happens.
 """
 
 from __future__ import annotations
@@ -15,14 +14,23 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+Change = Callable[[Any], None]
+
+#: The round at whose start `round` strikes.
 ROUND = 1
-#: Place -> module, attribute of it (dotted) that the fault comes before, and whether only a round counts.
+PAUSE_S = 0.25
+
+#: Place -> module and function of it that the fault comes before.
 PLACES = {
-    "round": ("fedbench.run.runner", "Runner.play"),
+    "round": ("fedbench.run.runner", "Runner._exchange"),
+    "rounds": ("fedbench.run.runner", "Runner.play"),
+    "agree": ("fedbench.comm.star", "Star.agree"),
     "build": ("fedbench.run.execute", "construct"),
+    "import": ("fedbench.run.execute", None),
     "write": ("fedbench.results.writer", "write"),
 }
 
@@ -39,35 +47,45 @@ def _disk_full() -> None:
     raise OSError(28, "No space left on device (injected fault)")
 
 
-KINDS = {
+def _user_error() -> None:
+    from fedbench.base.errors import DataError
+
+    raise DataError("injected: this rank alone finds no data.")
+
+
+def _signal(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+KINDS: dict[str, Callable[[], None]] = {
     "raise": _raise,
     "exit0": lambda: sys.exit(0),
     "exit3": lambda: sys.exit(3),
     "thread": _thread,
     "_exit0": lambda: os._exit(0),
     "_exit3": lambda: os._exit(3),
-    "kill9": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "sigint": lambda: os.kill(os.getpid(), signal.SIGINT),
-    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "kill9": _signal(signal.SIGKILL),
+    "sigint": _signal(signal.SIGINT),
+    "stop": _signal(signal.SIGSTOP),
     "full": _disk_full,
-    "pause": lambda: time.sleep(0.2),
+    "user": _user_error,
+    "pause": lambda: time.sleep(PAUSE_S),
+    "hang": lambda: time.sleep(600),
 }
 
 
-class _Patch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets the normal finders load one module, and puts the fault before one of its functions."""
+class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets the normal finder load one module, and changes it afterwards."""
 
-    def __init__(self, module: str, attribute: str, kind: str) -> None:
-        self._module, self._attribute, self._kind = module, attribute, kind
+    def __init__(self, module: str, change: Change) -> None:
+        self._module, self._change = module, change
         self._loader: Any = None
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name != self._module:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is None:
-            raise ImportError(f"{name} is not there to be patched")
+        spec = next(s for f in sys.meta_path if (s := f.find_spec(name, path, target)) is not None)
         self._loader, spec.loader = spec.loader, self
         return spec
 
@@ -76,37 +94,55 @@ class _Patch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        owner: Any = module
-        *parents, last = self._attribute.split(".")
+        self._change(module)
+
+
+def _before(function: str | None, kind: str, place: str) -> Change:
+    """Return the change that puts a fault before a function of a module, or at its import."""
+
+    def change(module: Any) -> None:
+        if function is None:
+            _strike(kind)
+            return
+        owner = module
+        *parents, last = function.split(".")
         for parent in parents:
             owner = getattr(owner, parent)
         original = getattr(owner, last)
 
-        def patched(*args: Any, **keywords: Any) -> Any:
-            if self._attribute != "Runner.play" or args[1] == ROUND or self._kind == "pause":
-                _mark()
-                KINDS[self._kind]()
+        def struck(*args: Any, **keywords: Any) -> Any:
+            if place != "round" or args[1].number == ROUND:
+                _strike(kind)
             return original(*args, **keywords)
 
-        setattr(owner, last, patched)
+        setattr(owner, last, struck)
+
+    return change
 
 
-def _mark() -> None:
+def _strike(kind: str) -> None:
     path = os.environ.get("FEDBENCH_FAULT_MARK")
     if path:
         with open(path, "a", encoding="ascii") as file:
             file.write(f"{time.time()}\n")
+    KINDS[kind]()
+
+
+def _small(module: Any) -> None:
+    module.DEV_ROWS, module.TEST_ROWS = 48, 64
 
 
 def _install() -> None:
+    if os.environ.get("FEDBENCH_FAULT_SMALL"):
+        sys.meta_path.insert(0, _Changed("fedbench.data.embedded", _small))
     wanted = os.environ.get("FEDBENCH_FAULT")
     if not wanted:
         return
-    kind, rank, place = wanted.split(":")
+    kind, ranks, place = wanted.split(":")
     mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
-    if mine == rank:
-        module, attribute = PLACES[place]
-        sys.meta_path.insert(0, _Patch(module, attribute, kind))
+    if mine is not None and ranks in (mine, "all"):
+        module, function = PLACES[place]
+        sys.meta_path.insert(0, _Changed(module, _before(function, kind, place)))
 
 
 _install()

@@ -1,0 +1,460 @@
+"""Every method against the formulas of methods.md 2.17 and against replays that share no code with it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tinyruns import WORKING, Tiny, drawn, flat, make, make_job, never, same, weights, with_lab
+
+from fedbench.algorithms.base import Round, Settings
+from fedbench.base.arrays import Arrays
+from fedbench.base.errors import ConfigError
+from fedbench.data.embedded import LENGTH
+from fedbench.models.adapters import Cut
+from fedbench.run.build import METHODS, PUBLIC_BATCH, Built
+from fedbench.run.callbacks.metrics import evaluate
+from fedbench.run.callbacks.traffic import ID_BYTES
+from fedbench.zo.direction import Terms
+from fedbench.zo.kernels import cpu
+
+SCALAR = 4  # bytes of one number on the wire
+STEPS, PERTURBATIONS, P1, P2 = 2, 3, 2, 3
+
+#: What every method is run with below, so that no count is 1 by chance.
+COUNTED = {
+    "run.rounds": 5,
+    "federation.local_steps": STEPS,
+    "federation.batch_size": 2,
+    "zo.perturbations": PERTURBATIONS,
+    "method.fedspzo.p1": P1,
+    "method.fedspzo.p2": P2,
+    "model.trainable": "bitfit",
+}
+FEDERATIONS = {
+    "all": {"federation.devices": 3},
+    "sampled": {"federation.devices": 5, "federation.sampled": 2},
+}
+
+
+def expected_bytes(method: str, entries: int, sampled: int) -> tuple[int, int, int]:
+    """Return the payload of one device's upload, of the plan, and of the reply with ids, a round (methods.md 2.17)."""
+    model = SCALAR * entries
+    scalars = {"fedmezo": STEPS * PERTURBATIONS, "cooperllm": STEPS * PERTURBATIONS, "fedspzo": STEPS * P1 * P2}
+    if method == "fedavg":
+        return model, 0, model + ID_BYTES * sampled
+    if method == "public_only":
+        return 0, 0, 0
+    up = SCALAR * scalars[method]
+    return up, model if method == "cooperllm" else 0, sampled * up + ID_BYTES * sampled
+
+
+@pytest.mark.parametrize("federation", FEDERATIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_bytes_are_those_of_the_formulas(method: str, federation: str) -> None:
+    built = make(method, COUNTED | FEDERATIONS[federation] | {"run.eval_every": 5}, evaluated=4)
+    tiny = Tiny(built)
+    tiny.metrics.rows.append({"round": -1})  # no evaluation of the start
+    tiny.run()
+    model = SCALAR * built.trainable.size
+    sampled = len(built.sampled(0))
+    up, plan, reply = expected_bytes(method, built.trainable.size, sampled)
+    last: dict[int, int] = {}
+    for number, (row, devices) in enumerate(zip(tiny.metrics.rows[1:], tiny.metrics.device_rows, strict=True)):
+        assert devices["uplink_bytes"] == [up] * sampled
+        assert row["uplink_bytes"] == up
+        downs = []
+        for device in built.sampled(number):
+            since = last.get(device)
+            missed = reply * (number - (since or 0)) + plan * (number if since is None else number - since - 1)
+            downs.append(min(missed, model) + plan)
+            last[device] = number
+        assert devices["downlink_bytes"] == downs
+        assert devices["device"] == list(built.sampled(number))
+        assert row["downlink_bytes"] == (round(sum(downs) / sampled) if sampled else 0)
+    assert tiny.metrics.traffic.closing() == min(reply, model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flops_are_those_of_the_formulas(method: str) -> None:
+    built = make(method, COUNTED | FEDERATIONS["all"])
+    boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
+    per_stage = [built.cut.stage_flops(stage, 2, LENGTH) for stage in range(built.cut.stages)]
+    forward, first, second = sum(per_stage), sum(per_stage[:boundary]), sum(per_stage[boundary:])
+    public = len(built.splits.public)
+    device = {
+        "fedavg": 3 * forward * STEPS,
+        "fedmezo": 2 * forward * STEPS * PERTURBATIONS,
+        "fedspzo": STEPS * 2 * P1 * (first + P2 * second),
+        "cooperllm": 2 * forward * STEPS * PERTURBATIONS,
+    }
+    cloud = {method: 3 * built.cut.forward_flops(public, LENGTH) for method in ("cooperllm", "public_only")}
+    rebuilt = {
+        "fedmezo": 3 * STEPS * PERTURBATIONS * built.trainable.size,
+        "cooperllm": 3 * STEPS * PERTURBATIONS * built.trainable.size,
+        "fedspzo": 3 * STEPS * P1 * sum(t.size * (1 if t.stage < boundary else P2) for t in built.trainable),
+    }
+    for outcome in Tiny(built).play(2):
+        assert outcome.flops == [device[method]] * 3 if method in device else outcome.flops == []
+        assert outcome.cloud_flops == cloud.get(method, 0.0)
+        assert outcome.replay_ops == rebuilt.get(method, 0.0)
+        assert outcome.exchanges == (STEPS if method in ("cooperllm", "fedspzo") else 1)
+
+
+@pytest.mark.parametrize("method", ["cooperllm", "public_only"])
+@pytest.mark.parametrize("batches", [0, 2])
+def test_public_batches_are_what_the_cloud_pays_for(method: str, batches: int) -> None:
+    changes = {f"method.{method}.public_batches": batches, "data.public_per_class": 40, "model.trainable": "head"}
+    built = make(method, COUNTED | changes)
+    (outcome,) = Tiny(built).play(1)
+    rows = batches * PUBLIC_BATCH if batches else 160
+    assert outcome.cloud_flops == pytest.approx(3 * built.cut.forward_flops(rows, LENGTH), rel=1e-12)
+    assert np.isfinite(outcome.cloud_loss)
+
+
+@pytest.mark.parametrize("part", ["full", "bitfit", "head"])
+@pytest.mark.parametrize("method", WORKING)
+def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) -> None:
+    if (method, part) == ("fedspzo", "head"):
+        with pytest.raises(ConfigError, match=r"method\.fedspzo\.split: .* 'head', block 1 has nothing to train"):
+            make(method, {"model.trainable": part})
+        return
+    built = make(method, COUNTED | {"model.trainable": part})
+    round_ = Round(0, 0, built.sampled(0), 0.1)
+    plan = built.algorithm.plan(round_)
+    before = weights(built.trainable)
+    state = {name: tensor.clone() for name, tensor in built.cut.state_dict().items()}
+    uploads = [built.algorithm.local(round_, device, plan) for device in round_.devices]
+    assert same(weights(built.trainable), before)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in built.cut.state_dict().items())
+    for upload in uploads:
+        assert set(upload.arrays) == {unit.name for unit in built.algorithm.upload_units(round_)}
+        assert np.isfinite(upload.loss)
+    assert not same(dict(uploads[0].arrays), dict(uploads[1].arrays)), "two devices sent the same"
+
+
+class Log:
+    """Every plan and reply of a run, as an outsider on the wire would see them."""
+
+    def __init__(self, built: Built) -> None:
+        self.entries: list[tuple[Round, Arrays, Arrays]] = []
+        self._apply = built.algorithm.apply
+        built.algorithm.apply = self._note  # type: ignore[method-assign]
+
+    def _note(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
+        copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (plan, reply))
+        self.entries.append((round_, *copies))
+        self._apply(round_, plan, reply)
+
+
+def replayed(built: Built, start: Mapping[str, np.ndarray], log: Log) -> dict[str, torch.Tensor]:
+    """Return the weights rebuilt in float64 by plain torch from the scalars that were logged."""
+    settings: Any = built.job.settings
+    method, lab = built.job.config.method_name, built.lab
+    size, boundary = built.trainable.size, len(built.cut.blocks)
+    stages = {t.name: t.stage for t in built.trainable}
+    w = {name: torch.from_numpy(array).double() for name, array in start.items()}
+    for round_, plan, reply in log.entries:
+        scalars = torch.from_numpy(reply["scalars"]).double()
+        for device, row in zip(round_.devices, scalars, strict=True):
+            steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
+            count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
+            keys = lab.directions(round_.number, device, steps, count)
+            for k, (a, key) in enumerate(zip(row, keys, strict=True)):
+                for name, z in drawn(built.trainable, key).items():
+                    u = torch.from_numpy(z).double()
+                    weight = a / (len(round_.devices) * count)
+                    if method == "cooperllm":
+                        u = settings.beta * (
+                            (settings.alpha / size) ** 0.5 * u
+                            + (1 - settings.alpha) ** 0.5 * torch.from_numpy(plan[name].reshape(-1)).double()
+                        )
+                    if method == "fedspzo" and stages[name] < boundary:
+                        if k % settings.p2:
+                            continue
+                        weight = row[k : k + settings.p2].mean() / (len(round_.devices) * settings.p1)
+                    elif method == "fedspzo":
+                        weight = weight * settings.lr_ratio
+                    w[name] = w[name] - round_.lr * weight * u
+    return w
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds", "part"),
+    [
+        ("fedmezo", 50, "head"),
+        ("fedspzo", 50, "bitfit"),
+        ("cooperllm", 50, "head"),
+        ("fedmezo", 2, "full"),
+        ("fedspzo", 2, "full"),
+        ("cooperllm", 2, "full"),
+    ],
+)
+def test_the_weights_are_those_that_logged_scalars_rebuild(method: str, rounds: int, part: str) -> None:
+    changes = COUNTED | {
+        "run.rounds": rounds,
+        "federation.devices": 2,
+        "model.trainable": part,
+        "method.fedspzo.lr_ratio": 1.7,
+        f"method.{method}.schedule": "linear",
+    }
+    if rounds == 50:
+        changes |= {"federation.local_steps": 1, "zo.perturbations": 1, "method.fedspzo.p1": 1, "method.fedspzo.p2": 2}
+    built = make(method, changes)
+    start, log = weights(built.trainable), Log(built)
+    Tiny(built).play(rounds)
+    found, expected = weights(built.trainable), replayed(built, start, log)
+    moved = flat(found) - flat(start)
+    error = flat(found) - flat({name: tensor.numpy() for name, tensor in expected.items()})
+    assert np.linalg.norm(error) <= 1e-6 * np.linalg.norm(flat(found))
+    assert np.linalg.norm(error) <= 1e-3 * np.linalg.norm(moved), "the walk is too short to show anything"
+
+
+def test_the_walk_of_a_lone_device_is_the_update_bit_for_bit() -> None:
+    changes = {"federation.devices": 1, "zo.perturbations": 2, "federation.batch_size": 2}
+    walks: list[Terms] = []
+    longer = make("fedmezo", changes | {"federation.local_steps": 4})
+    losses = longer.lab.stream.losses
+    longer.lab.stream.losses = lambda batch, direction, h, walk: (  # type: ignore[method-assign]
+        walks.append(walk) or losses(batch, direction, h, walk)
+    )
+    round_ = Round(0, 0, (0,), 0.05)
+    scalars = longer.algorithm.local(round_, 0, {}).arrays["scalars"]
+    start = weights(longer.trainable)
+
+    shorter = make("fedmezo", changes | {"federation.local_steps": 3})
+    uploads = {0: shorter.algorithm.local(round_, 0, {}).arrays}
+    assert uploads[0]["scalars"].tobytes() == scalars[:6].tobytes()
+    shorter.algorithm.apply(round_, {}, shorter.algorithm.combine(round_, uploads).arrays)
+
+    walk = walks[-1]  # where the device stood in its fourth step
+    assert len(walk.keys) == 6
+    for tensor in shorter.trainable:
+        plus, minus = (np.empty(tensor.size, np.float32) for _ in range(2))
+        keys = cpu.stream_keys(walk.keys, tensor.key)
+        nothing = np.empty(0, np.float32)
+        cpu.pair(start[tensor.name], 0, keys, walk.coef, keys[0], 0.0, nothing, 0.0, plus, minus, False)
+        assert tensor.flat.tobytes() == plus.tobytes() == minus.tobytes(), tensor.name
+        assert not np.array_equal(tensor.flat, start[tensor.name])
+
+
+def test_local_steps_walk_on_their_own_weights() -> None:
+    """With walks ignored, the second step's scalars would be those at the start."""
+    changes = {"federation.devices": 1, "federation.local_steps": 2, "method.fedmezo.lr": 0.05}
+    built = make("fedmezo", changes)
+    round_ = Round(0, 0, (0,), 0.05)
+    walked = built.algorithm.local(round_, 0, {}).arrays["scalars"]
+    stood = built.algorithm.local(round_._replace(lr=0.0), 0, {}).arrays["scalars"]
+    assert walked[0] == stood[0]
+    assert walked[1] != stood[1]
+
+
+def test_fedspzo_with_one_direction_a_block_is_fedmezo_bit_for_bit() -> None:
+    common = {"zo.perturbations": 4, "federation.batch_size": 2, "run.rounds": 4}
+    mezo, split = (
+        Tiny(make(method, common | {f"method.{method}.lr": 0.003, **more}))
+        for method, more in (("fedmezo", {}), ("fedspzo", {"method.fedspzo.p1": 4, "method.fedspzo.p2": 1}))
+    )
+    for number in range(4):
+        (left,), (right,) = mezo.play(1), split.play(1)
+        assert left.losses == right.losses, number
+        assert left.flops == right.flops
+        assert mezo.runner.trajectory.digest == split.runner.trajectory.digest, number
+        assert same(weights(mezo.built.trainable), weights(split.built.trainable)), number
+
+
+@pytest.mark.parametrize(("split", "boundary"), [(-1, 6), (0, 1), (3, 4), (6, 7), (-6, 1)])
+def test_fedspzo_runs_block_one_once_for_each_of_its_own_directions(split: int, boundary: int) -> None:
+    built = make("fedspzo", COUNTED | FEDERATIONS["all"] | {"method.fedspzo.split": split, "model.trainable": "full"})
+    Tiny(built).play(1)
+    visits = 3 * STEPS * P1  # devices, local steps, directions; a visit is one + and one - forward
+    stages = built.cut.stages
+    assert built.lab.stream.block_runs == [visits] * boundary + [visits * P2] * (stages - boundary)
+
+
+@pytest.mark.parametrize("split", [7, -7])
+def test_fedspzo_refuses_a_split_outside_the_model(split: int) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.fedspzo\.split: found {split}; allowed: -6 \.\. 6"):
+        make("fedspzo", {"method.fedspzo.split": split})
+
+
+def other_public(built: Built) -> Built:
+    """Return the run with public rows that are unlike the given ones, labels included."""
+    rows = built.splits.test.batch(np.arange(16))
+    return with_lab(built, public_rows=lambda: [rows], public=lambda *_: rows)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_at_alpha_one_public_data_change_no_bit(alpha: float) -> None:
+    changes = COUNTED | {"method.cooperllm.alpha": alpha, "federation.local_steps": 1}
+    shuffled = {"data.public_labels": "shuffled"}
+    tinies = [
+        Tiny(built)
+        for built in (
+            make("cooperllm", changes),
+            make("cooperllm", changes | shuffled),
+            other_public(make("cooperllm", changes)),
+        )
+    ]
+    for tiny in tinies:
+        tiny.play(2)
+    found = [weights(tiny.built.trainable) for tiny in tinies]
+    assert all(same(found[0], other) == (alpha == 1.0) for other in found[1:])
+
+
+def test_at_alpha_zero_all_steps_stay_on_the_guide() -> None:
+    built = make("cooperllm", COUNTED | {"method.cooperllm.alpha": 0.0, "method.cooperllm.lr": 5.0})
+    log, tiny = Log(built), Tiny(built)
+    for number in range(3):
+        before = weights(built.trainable)
+        tiny.play(1)
+        step = flat(weights(built.trainable)) - flat(before)
+        v = flat(log.entries[-1][1])
+        length = float(step @ v)
+        assert np.linalg.norm(v) == pytest.approx(1.0, abs=1e-6)
+        assert abs(length) > 1e-3
+        assert np.linalg.norm(step - length * v) < 1e-4 * abs(length), number
+
+
+def test_the_guide_is_the_public_gradient_at_the_present_weights() -> None:
+    built = make("cooperllm", {"federation.devices": 1, "method.cooperllm.lr": 0.5})
+    log, tiny = Log(built), Tiny(built)
+    signs = set()
+    for _ in range(5):
+        plain = copy.deepcopy(built.cut)
+        batch = built.splits.public.batch(np.arange(len(built.splits.public)))
+        torch.nn.functional.cross_entropy(plain(batch), batch.labels).backward()
+        gradient = flat({n: p.grad.numpy() for n, p in plain.named_parameters() if p.grad is not None})
+        tiny.play(1)
+        guide = flat(log.entries[-1][1])
+        cosine = float(gradient @ guide) / float(np.linalg.norm(gradient))
+        assert abs(cosine) == pytest.approx(1.0, abs=1e-5)
+        signs.add(cosine > 0)
+    assert signs == {True, False}
+
+
+def plain_sgd(cut: Cut, built: Built, round_: int, lr: float, steps: int) -> dict[str, np.ndarray]:
+    other = copy.deepcopy(cut)
+    names = {t.name for t in built.trainable}
+    chosen = {name: p for name, p in other.named_parameters() if name in names}
+    optimiser = torch.optim.SGD(chosen.values(), lr=lr)
+    for step in range(steps):
+        batch = built.lab.private(round_, step, 0)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(other(batch), batch.labels).backward()
+        optimiser.step()
+    return {name: p.detach().numpy().reshape(-1).copy() for name, p in chosen.items()}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("part", ["full", "bitfit"])
+def test_fedavg_with_one_device_is_sgd(part: str, steps: int) -> None:
+    changes = {"federation.devices": 1, "federation.local_steps": steps, "model.trainable": part}
+    built = make("fedavg", changes | {"method.fedavg.lr": 0.2})
+    tiny = Tiny(built)
+    for number in range(3):
+        expected = plain_sgd(built.cut, built, number, 0.2, steps)
+        tiny.play(1)
+        np.testing.assert_allclose(flat(weights(built.trainable)), flat(expected), atol=2e-7)
+
+
+def test_fedavg_averages_models() -> None:
+    built = make("fedavg", COUNTED | FEDERATIONS["all"])
+    start = flat(weights(built.trainable))
+    round_ = Round(0, 0, built.sampled(0), 0.1)
+    uploads = {d: built.algorithm.local(round_, d, {}).arrays for d in round_.devices}
+    Tiny(built).play(1)
+    mean = np.mean([flat(change) for change in uploads.values()], axis=0)
+    np.testing.assert_allclose(flat(weights(built.trainable)) - start, mean, atol=2e-7)
+
+
+def test_public_only_steps_on_the_cloud_and_leaves_devices_idle() -> None:
+    built = make("public_only", COUNTED | {"method.public_only.lr": 0.3, "model.trainable": "full"})
+    built = with_lab(built, private=never)
+    tiny = Tiny(built)
+    plain = copy.deepcopy(built.cut)
+    for number in range(3):
+        assert built.sampled(number) == ()
+        (outcome,) = tiny.play(1)
+        assert (outcome.devices, outcome.flops, outcome.up_bytes, outcome.wire_bytes) == ((), [], [], 0)
+        assert outcome.cloud_flops > 0
+        batch = built.splits.public.batch(np.arange(len(built.splits.public)))
+        loss = torch.nn.functional.cross_entropy(plain(batch), batch.labels)
+        assert outcome.cloud_loss == pytest.approx(float(loss.detach()), rel=1e-5)
+        grads = torch.autograd.grad(loss, list(plain.parameters()), allow_unused=True)
+        with torch.no_grad():
+            for parameter, grad in zip(plain.parameters(), grads, strict=True):
+                if grad is not None:
+                    parameter.sub_(0.3 * grad)
+    found = dict(built.cut.named_parameters())
+    for name, parameter in plain.named_parameters():
+        np.testing.assert_allclose(found[name].detach(), parameter.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_loss(method: str) -> None:
+    """Not a claim about accuracy: a sign error anywhere would raise it."""
+    changes = {"run.rounds": 6, "federation.batch_size": 16, "zo.perturbations": 2, "data.public_per_class": 16}
+    built = make(method, changes | {"method.cooperllm.lr": 0.2}, evaluated=64)
+    _, before = evaluate(built.cut, built.splits.dev)
+    Tiny(built).play(6)
+    assert evaluate(built.cut, built.splits.dev)[1] < before - 0.01
+
+
+def rates(rounds: int, schedule: str = "linear") -> list[float]:
+    settings = Settings.model_validate({"lr": 2.0, "schedule": schedule})
+    return [settings.lr_at(number, rounds) for number in range(rounds)]
+
+
+def test_a_constant_rate_is_constant() -> None:
+    assert rates(7, "constant") == [2.0] * 7
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 9, 50, 100, 333])
+def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None:
+    found = rates(rounds)
+    warmup = max(1, round(0.06 * rounds))
+    assert found[: warmup - 1] == pytest.approx([2.0 * (n + 1) / warmup for n in range(warmup - 1)])
+    assert max(found) == pytest.approx(2.0)
+    assert found.index(max(found)) in (warmup - 1, warmup)
+    assert found[-1] == pytest.approx(2.0 / max(1, rounds - warmup))
+    falling = found[warmup:]
+    assert all(a > b for a, b in itertools.pairwise(falling))
+    assert min(found) > 0
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"cooperllm", "fedspzo"}))
+def test_the_rate_in_force_is_the_schedules(method: str) -> None:
+    built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
+    tiny = Tiny(built)
+    moved = []
+    for outcome in tiny.play(3):
+        assert outcome.lr == built.job.settings.lr_at(outcome.number, 20)
+        moved.append(outcome.lr)
+    assert moved == sorted(moved, reverse=True)
+
+
+def test_a_rate_of_twice_the_size_moves_twice_as_far() -> None:
+    for method in METHODS:
+        steps = []
+        for factor in (1, 2):
+            lr = make_job(method).settings.lr * factor
+            built = make(method, {f"method.{method}.lr": lr, "model.trainable": "bitfit"})
+            start = flat(weights(built.trainable))
+            Tiny(built).play(1)
+            steps.append(flat(weights(built.trainable)) - start)
+        np.testing.assert_allclose(steps[1], 2 * steps[0], atol=2e-3 * float(np.abs(steps[0]).max()), err_msg=method)
+
+
+def test_settings_are_described_for_people() -> None:
+    def described() -> Iterator[tuple[str, str, bool]]:
+        for name, method in METHODS.items():
+            for key, field in method.settings_type.model_fields.items():
+                yield name, key, bool(field.description) or key == "lr"
+
+    assert not [(name, key) for name, key, good in described() if not good]
