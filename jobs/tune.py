@@ -2,9 +2,10 @@
 
     python jobs/tune.py [--job jobs/demo.toml] [--seed 1000] [--rounds 100] [--methods ...] [--results results/tune]
 
-Seeds of the tuning are not those of the demo. A method's best step size is the one that
-maximises its mean dev accuracy over the rounds, or with --target reaches it first; the whole curve is printed, and a best value
-on the edge of a grid widens the grid. Runs that are done are not run again.
+Seeds of the tuning are not those of the demo. A method's best step size is the one with the
+best mean over its evaluations of dev accuracy (or, for short horizons, dev loss). The whole
+curve is printed, and a best value on the edge of a grid widens the grid. Runs that are done
+are not run again.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ MIDDLE = {"fedavg": 0.1, "fedmezo": 2e-3, "fedspzo": 2e-3, "cooperllm": 0.3, "pu
 DIVERGED = ("not a finite number", "exactly zero", "backpropagation step is")
 
 
-def dev_score(job: Path, results: Path, settings: dict[str, str], target: float | None) -> float:
-    """Return one run's mean dev accuracy over all rounds, or minus its rounds to a target; the worst where it diverged."""
+def dev_score(job: Path, results: Path, settings: dict[str, str], by: str) -> float:
+    """Return one run's mean over its evaluations of dev accuracy or of minus the dev loss; -inf where it diverged."""
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(
         [sys.executable, "-m", "fedbench", "run", str(job), *words, "--results", str(results)],
@@ -41,13 +42,10 @@ def dev_score(job: Path, results: Path, settings: dict[str, str], target: float 
     )
     if done.returncode:
         if any(words in done.stderr for words in DIVERGED):
-            return 0.0 if target is None else -math.inf
+            return -math.inf
         raise SystemExit(done.stderr)
     rounds = reader.read(Path(done.stdout.strip())).rounds
-    if target is None:
-        return float(np.nanmean(rounds["dev_accuracy"]))
-    reached = rounds["round"][rounds["dev_accuracy"] >= target]
-    return -float(reached[0] + 1 if len(reached) else len(rounds["round"]))
+    return float(np.nanmean(rounds["dev_accuracy"] if by == "accuracy" else -rounds["dev_loss"]))
 
 
 def tune(method: str, args: argparse.Namespace) -> tuple[str, dict[float, float]]:
@@ -70,7 +68,7 @@ def tune(method: str, args: argparse.Namespace) -> tuple[str, dict[float, float]
             for seed in args.seeds
         ]
         with ThreadPoolExecutor(args.parallel) as pool:
-            scores = list(pool.map(lambda settings: dev_score(args.job, args.results, settings, args.target), jobs))
+            scores = list(pool.map(lambda settings: dev_score(args.job, args.results, settings, args.by), jobs))
         for index, lr in enumerate(todo):
             own = scores[index * len(args.seeds) : (index + 1) * len(args.seeds)]
             curve[lr] = mean_sd(own).mean
@@ -97,7 +95,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=7, help="values of the grid before it is widened")
     parser.add_argument("--per-decade", type=int, default=3)
     parser.add_argument("--middle", nargs="+", type=_middle, default={}, metavar="METHOD=LR", help="other grid middles")
-    parser.add_argument("--target", type=float, help="tune for rounds to this dev accuracy instead")
+    parser.add_argument("--by", default="accuracy", choices=("accuracy", "loss"), help="what counts on the dev split")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--results", type=Path, default=Path("results/tune"))
     args = parser.parse_args()

@@ -22,7 +22,8 @@ import pytest
 from fedbench.run.supervise import LAUNCHER_ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
-DEADLINE_S = 120.0
+DEADLINE_S = 180.0
+LEFT_GRACE_S = 2.0
 REQUIRE_VARIABLE = "FEDBENCH_REQUIRE_MPI"
 
 #: Variables of the surrounding shell that would reach into a job.
@@ -55,7 +56,7 @@ def console_script() -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a job; `left` are its processes that were still there two seconds after it."""
+    """What became of a job; `left` are its processes that were still there LEFT_GRACE_S after it."""
 
     code: int
     out: str
@@ -112,26 +113,27 @@ class Job:
         """Wait until `true()`; fail the test where the job ends before it, or it takes too long."""
         end = time.monotonic() + deadline_s
         while not true():
-            if self.process.poll() is not None or time.monotonic() > end:
-                ended = self.wait(0.0) if self.process.poll() is None else self.wait()
+            late = time.monotonic() > end
+            if late or self.process.poll() is not None:
+                ended = self._close(late=late)
                 pytest.fail(f"the job never came to this: {what}\n{ended.told()}")
             time.sleep(0.02)
 
     def wait(self, deadline_s: float = DEADLINE_S) -> Ended:
         """Return what became of the job; past the deadline everything of it is killed and the test fails."""
-        late = False
         try:
-            code = self.process.wait(deadline_s)
+            self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            late, code = True, -signal.SIGKILL
-        ended_at = time.time()
-        left = tuple(self._end_leftovers(0.0 if late else 2.0))
-        if late:
-            self.process.wait()
-        ended = Ended(code, (self._folder / "stdout").read_text(errors="replace"), self.err, ended_at, left)
-        if late:
+            ended = self._close(late=True)
             pytest.fail(f"the job did not end within {deadline_s:g} s and was killed\n{ended.told()}")
-        return ended
+        return self._close(late=False)
+
+    def _close(self, *, late: bool) -> Ended:
+        """End what is left, at once where the job is late, and return what became of it."""
+        ended_at = time.time()
+        left = tuple(self._end_leftovers(0.0 if late else LEFT_GRACE_S))
+        out = (self._folder / "stdout").read_text(errors="replace")
+        return Ended(self.process.wait(), out, self.err, ended_at, left)
 
     def _end_leftovers(self, grace_s: float) -> list[int]:
         """Return the processes that outlived the job by `grace_s`, after killing them and the job's group."""

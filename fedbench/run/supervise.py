@@ -58,6 +58,20 @@ def supervise(arguments: Sequence[str], ranks: int, threads: int, is_done: Calla
 
 
 def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -> int:
+    launched: list[int] = []
+    asked, over = 0, threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True).start()
+        else:
+            for group in launched:
+                _send(group, signal.SIGTERM, os.killpg)
+
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    voices = _Voices()
     with subprocess.Popen(
         command,
         env=dict(environment),
@@ -65,31 +79,21 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
     ) as process:
-        asked, over = 0, threading.Event()
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            asked += 1
-            if asked == 1:
-                threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True).start()
-            else:
-                _send(process.pid, signal.SIGTERM, os.killpg)
-
-        before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        launched.append(process.pid)
         assert process.stderr is not None
-        voices = _Voices()
         pump = threading.Thread(target=voices.pass_on, args=(process.stderr,), name="stderr", daemon=True)
         pump.start()
         try:
             code = process.wait()
         finally:
             over.set()
+            _end_orphans(pids)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            _end_orphans(pids)
         pump.join(_GRACE_S)
-        voices.close(code)
+    voices.close(code)
     return code if code >= 0 else 128 - code
 
 

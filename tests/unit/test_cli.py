@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from synthetic_runs import make_run
 from textsets import make_set, make_tokeniser, records, write
 from tinyruns import shrunk
@@ -322,6 +323,18 @@ def test_a_hub_that_can_not_be_reached_is_one_line_without_retries(
     monkeypatch.setattr(hub, "problem", lambda name, kind: f"the hub can't be reached ({kind} {name})")
     told = call("run", job, "--set", "model.name=nobody/nothing-of-the-sort")
     refused(told, "nothing of it downloaded before", "the hub can't be reached (model nobody/nothing-of-the-sort)")
+
+
+@pytest.mark.parametrize("method", build.METHODS)
+def test_every_method_runs_on_text_with_an_encoder(call: Call, tmp_path: Path, method: str) -> None:
+    model = model_folder(tmp_path / "model", SMALL_BERT)
+    transformers.BertModel(transformers.BertConfig(**SMALL_BERT), add_pooling_layer=False).save_pretrained(model)
+    job = text_job(tmp_path, make_set(tmp_path / "set"), model)
+    told = call("run", job, f"--set=method.name={method}", "--set=model.trainable=bitfit", "--results", "out")
+    assert told.code == EXIT_OK, told.err
+    run = reader.read(Path(told.out.strip()))
+    assert run.summary.method == method
+    assert np.isfinite(run.rounds["dev_loss"]).all()
 
 
 def test_weights_that_are_no_weights_are_one_line(call: Call, tmp_path: Path) -> None:
