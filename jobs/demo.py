@@ -41,16 +41,16 @@ class Arm(NamedTuple):
 #: Longest first, so that the two lanes end together. FedMeZO stands twice: with the step size that gives the best
 #: mean dev accuracy, and with the one of the same grid that reaches the target first (docs/demo.md).
 ARMS = (
-    Arm("fedmezo", 120, 4),
-    Arm("fedmezo", 60, 2, ("method.fedmezo.lr=0.0046",)),
-    Arm("cooperllm", 30, 1),
-    Arm("fedspzo", 60, 4),
-    Arm("fedavg", 40, 2),
-    Arm("public_only", 30, 1),
-    Arm("cooperllm", 30, 3, ("data.public_labels=shuffled",)),
-    Arm("cooperllm", 30, 3, ("data.public=embedded:poor",)),
-    Arm("public_only", 30, 3, ("data.public=embedded:poor",)),
-    Arm("fedmezo", 60, 6, ("data.public=embedded:poor",)),
+    Arm("fedmezo", 100, 5),
+    Arm("fedspzo", 40, 4),
+    Arm("fedmezo", 40, 2, ("method.fedmezo.lr=0.0046",)),
+    Arm("cooperllm", 25, 1),
+    Arm("fedavg", 25, 2),
+    Arm("public_only", 25, 1),
+    Arm("cooperllm", 25, 5, ("data.public_labels=shuffled",)),
+    Arm("cooperllm", 25, 5, ("data.public=embedded:poor",)),
+    Arm("public_only", 25, 5, ("data.public=embedded:poor",)),
+    Arm("fedmezo", 40, 10, ("data.public=embedded:poor",)),
 )
 
 

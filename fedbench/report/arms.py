@@ -19,6 +19,7 @@ METHOD_ORDER = (
 )
 _SEED = "run.seed"
 _NAME = "method.name"
+_QUIET = ("run.eval_every", "run.rounds")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     shown: dict[str, dict[str, Any]] = {}
     for method in sorted({run.summary.method for run in unique}, key=_place):
         own = [run for run in unique if run.summary.method == method]
-        varied = varying([flat[run.summary.run_id] for run in own])
+        varied = _telling(own, flat)
         for run in own:
             values = {key: flat[run.summary.run_id].get(key) for key in varied}
             label = _label(method, values)
@@ -68,6 +69,14 @@ def group(runs: Sequence[Run]) -> list[Arm]:
         for label, own in members.items()
     ]
     return sorted(arms, key=lambda arm: (_place(arm.method), [_order(v) for v in arm.settings.values()], arm.label))
+
+
+def _telling(runs: Sequence[Run], flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the settings that tell runs of one method apart: how long and how often one looked only where nothing else does."""
+    varied = varying([flat[run.summary.run_id] for run in runs])
+    loud = [key for key in varied if key not in _QUIET]
+    marks = {(run.summary.seed, *(str(flat[run.summary.run_id].get(key)) for key in loud)) for run in runs}
+    return loud if len(marks) == len(runs) else varied
 
 
 def varying(trees: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -72,7 +72,7 @@ def test_stop_request_to_the_supervisor_and_resume(tmp_path: Path) -> None:
     """TERM ends with 85 and a checkpoint; what goes on from it equals the run that was never stopped."""
     running = in_the_middle(tmp_path)
     running.process.send_signal(signal.SIGTERM)
-    ended = running.wait(30)
+    ended = running.wait()
     assert ended.code == EXIT_STOPPED, ended.told()
     assert not ended.left, ended.told()
     assert not run_files(tmp_path), ended.told()
@@ -95,7 +95,7 @@ def test_stop_request_to_the_supervisor_and_resume(tmp_path: Path) -> None:
 def test_other_stop_requests_to_the_supervisor(tmp_path: Path, number: signal.Signals) -> None:
     running = in_the_middle(tmp_path)
     running.process.send_signal(number)
-    ended = running.wait(30)
+    ended = running.wait()
     assert ended.code == EXIT_STOPPED, ended.told()
     assert not ended.left, ended.told()
     assert list((tmp_path / "ckpt").glob("*/LATEST")), ended.told()
@@ -108,7 +108,7 @@ def test_stop_request_to_one_rank_by_hand(tmp_path: Path) -> None:
     running = mpi.Job(by_hand(job, tmp_path), tmp_path / "log", faulty("pause", 0, "rounds", mark))
     running.until(lambda: strikes(mark) >= 3, "it is in the middle")
     os.kill(running.ranks()[2], signal.SIGUSR2)
-    ended = running.wait(30)
+    ended = running.wait()
     assert ended.code == EXIT_STOPPED, ended.told()
     assert not ended.left, ended.told()
     assert list((tmp_path / "ckpt").glob("*/LATEST")), ended.told()
@@ -120,7 +120,7 @@ def test_stop_request_while_ranks_are_starting(tmp_path: Path) -> None:
     running = mpi.Job(supervised(job, tmp_path), tmp_path / "log", faulty("pause", 0, "rounds"))
     running.until(lambda: bool(running.launchers()), "the launcher runs")
     running.process.send_signal(signal.SIGTERM)
-    ended = running.wait(40)
+    ended = running.wait()
     assert ended.code == EXIT_STOPPED, ended.told()
     assert "stopped after round 1;" in ended.err, ended.told()
     assert not ended.left, ended.told()
@@ -134,7 +134,7 @@ def test_second_request_ends_at_once(tmp_path: Path) -> None:
     assert running.process.poll() is None
     since = time.time()
     running.process.send_signal(signal.SIGTERM)
-    assert_failed(running.wait(30), tmp_path, since)
+    assert_failed(running.wait(), tmp_path, since)
 
 
 def test_killed_launcher_leaves_no_ranks(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_killed_launcher_leaves_no_ranks(tmp_path: Path) -> None:
     assert len(running.ranks()) == RANKS
     since = time.time()
     os.kill(launcher, signal.SIGKILL)
-    assert_failed(running.wait(30), tmp_path, since)
+    assert_failed(running.wait(), tmp_path, since)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_alone_on_one_rank_a_stop_request_is_kept_too(tmp_path: Path) -> None:
     running = mpi.Job(command, tmp_path / "log", faulty())
     running.until(lambda: "start, dev accuracy" in running.err, "it has started")
     running.process.send_signal(signal.SIGINT)
-    ended = running.wait(30)
+    ended = running.wait()
     assert ended.code == EXIT_STOPPED, ended.told()
     assert list((tmp_path / "ckpt").glob("*/LATEST")), ended.told()

@@ -57,9 +57,8 @@ def make(method: str, changes: Mapping[str, Any] | None = None, *, evaluated: in
 
 def shrunk(built: Built, evaluated: int) -> Built:
     """Return a run with the first rows of its dev and test splits."""
-    rows = np.arange(evaluated)
-    splits = replace(built.splits, dev=built.splits.dev.take(rows), test=built.splits.test.take(rows))
-    return replace(built, splits=splits)
+    dev, test = (rows.take(np.arange(min(evaluated, len(rows)))) for rows in (built.splits.dev, built.splits.test))
+    return replace(built, splits=replace(built.splits, dev=dev, test=test))
 
 
 def with_lab(built: Built, **changes: Any) -> Built:
