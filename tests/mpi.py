@@ -92,8 +92,8 @@ class Job:
 
     @property
     def err(self) -> str:
-        """Return what was printed on stderr so far."""
-        return (self._folder / "stderr").read_text(errors="replace")
+        """Return what was printed on stderr so far, without the zero bytes that Open MPI 5 puts between its own texts."""
+        return (self._folder / "stderr").read_text(errors="replace").replace("\0", "")
 
     def ranks(self) -> dict[int, int]:
         """Return the living ranks: rank -> process id."""

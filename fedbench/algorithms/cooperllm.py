@@ -31,7 +31,7 @@ from fedbench.zo.update import subtract
 class Settings(BaseSettings):
     """CooperLLM's settings."""
 
-    lr: StepSize = 1.0
+    lr: StepSize = 0.1
     alpha: float = Field(0.5, ge=0, le=1, description="share of the isotropic direction")
     beta: float = Field(1.0, gt=0, description="length of the direction")
     h: float = Field(0.01, gt=0, description="probing step along u, which is about beta long")

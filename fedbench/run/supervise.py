@@ -118,7 +118,8 @@ class _Voices:
     def pass_on(self, lines: IO[str]) -> None:
         """Pass everything but banners on until the stream ends."""
         in_banner = False
-        for line in lines:
+        for raw in lines:
+            line = raw.replace("\0", "")  # Open MPI 5 sends a zero byte after each of its own texts
             if line.startswith(_RULE):
                 in_banner = not in_banner
             if in_banner or line.startswith(_RULE):
