@@ -112,8 +112,12 @@ class Algorithm(ABC):
         self.settings = settings
         self.lab = lab
         self.cloud_loss = float("nan")
-        self.query_radius = float("nan")
         self.replay_ops = 0.0
+
+    @property
+    def query_radius(self) -> float:
+        """Root mean square over coordinates of the probing step; NaN where nothing is probed."""
+        return float("nan")
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """Return what `plan` sends in this exchange; nothing by default."""
@@ -153,6 +157,11 @@ class Algorithm(ABC):
 
 class ScalarMethod(Algorithm):
     """A method whose devices send scalars alone, and whose replicas rebuild the step from everybody's."""
+
+    @property
+    def query_radius(self) -> float:
+        """Epsilon: isotropic directions have entries of mean square 1."""
+        return self.lab.epsilon
 
     @abstractmethod
     def scalars(self, round_: Round) -> int:

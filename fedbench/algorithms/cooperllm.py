@@ -54,6 +54,11 @@ class CooperLLM(ScalarMethod):
     def _guide_scale(self) -> float:
         return self.settings.beta * math.sqrt(1.0 - self.settings.alpha)
 
+    @property
+    def query_radius(self) -> float:
+        """h |u| / sqrt(n), with |u| about beta."""
+        return self.settings.h * self.settings.beta / math.sqrt(self.lab.trainable.size)
+
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """The guide, tensor by tensor in forward order, in the first exchange of a round."""
         if round_.exchange > 0:
@@ -75,7 +80,6 @@ class CooperLLM(ScalarMethod):
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return a [P] along the device's guided directions."""
         lab, h = self.lab, self.settings.h
-        self.query_radius = h * self.settings.beta / math.sqrt(lab.trainable.size)
         batch = lab.private(round_.number, round_.exchange, device)
         a = np.empty(lab.perturbations, np.float32)
         losses = []

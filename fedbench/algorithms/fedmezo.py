@@ -42,7 +42,6 @@ class FedMeZO(ScalarMethod):
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return a [S P] along the device's own walk, which stays laid over the weights."""
         lab, count = self.lab, self.lab.perturbations
-        self.query_radius = lab.epsilon
         keys = lab.directions(round_.number, device, range(lab.local_steps), count)
         a = np.empty(len(keys), np.float32)
         losses = []

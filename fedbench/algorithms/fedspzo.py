@@ -68,7 +68,6 @@ class FedSPZO(ScalarMethod):
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return d [P1 P2] at the replica's weights."""
         lab, (p1, p2) = self.lab, (self.settings.p1, self.settings.p2)
-        self.query_radius = lab.epsilon
         batch = lab.private(round_.number, round_.exchange, device)
         v = self._keys(round_, device)
         d = np.empty(p1 * p2, np.float32)

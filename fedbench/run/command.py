@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedbench.base import config
 from fedbench.base.config import Setting, parse_setting
-from fedbench.base.errors import EXIT_OK, ConfigError
+from fedbench.base.errors import EXIT_OK, EXIT_USER, ConfigError
 from fedbench.run import finish, launch, supervise
 from fedbench.run.build import Job, construct, resolve
 from fedbench.run.execute import Execution, Options, already_done
@@ -20,6 +20,8 @@ def run(args: argparse.Namespace) -> int:
     if launched is None:
         return _alone(args)
     if args.ranks is not None and args.ranks != launched:
+        if launch.launched_rank() > 0:
+            return EXIT_USER
         raise ConfigError(f"-n: found {args.ranks}; the launcher started {launched} rank(s).")
     memory = finish.Memory()
     transport = launch.enter(launched)

@@ -51,6 +51,11 @@ def launched_size() -> int | None:
     return None
 
 
+def launched_rank() -> int:
+    """Return this process's rank by the launcher's word, before MPI is started; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
 def enter(expected: int | None) -> Transport:
     """Return the transport of this process; WireError where the world has another size than it must have."""
     launched = launched_size()
@@ -69,13 +74,12 @@ def enter(expected: int | None) -> Transport:
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
     size = MPI.COMM_WORLD.Get_size()
     if size != must:
-        first = next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "0") == "0"
         message = (
             f"the world has {size} rank(s), expected {must}. "
             + ("The launcher and mpi4py's MPI library don't fit each other: " if size == 1 else "")
             + f"library: {_library(MPI)}."
         )
-        if first or size > 1:
+        if launched_rank() == 0 or size > 1:
             raise WireError(message)
         raise SystemExit(EXIT_FAILURE)
     from fedbench.comm.mpi import MpiTransport
