@@ -89,13 +89,14 @@ def _ratio(guided: Run, baseline: Run) -> tuple[float | None, bool]:
 
 
 def _points(guided: Run, baseline: Run, converged: int) -> float | None:
+    """Return guided minus baseline test accuracy, the baseline's first evaluation at or after the point counting."""
     position = _equal_rounds(guided, baseline)
     at = converged + 1
     if position[-1] < at * (1 - 1e-9):
         return None
-    known = np.isfinite(baseline.rounds["test_accuracy"]) & (position <= at * (1 + 1e-9))
+    known = np.isfinite(baseline.rounds["test_accuracy"]) & (position >= at * (1 - 1e-9))
     ours = float(guided.rounds["test_accuracy"][at])
-    return 100 * (ours - float(baseline.rounds["test_accuracy"][np.flatnonzero(known)[-1]])) if known.any() else None
+    return 100 * (ours - float(baseline.rounds["test_accuracy"][np.flatnonzero(known)[0]])) if known.any() else None
 
 
 def _equal_rounds(guided: Run, baseline: Run) -> np.ndarray:

@@ -156,6 +156,9 @@ def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
     plain.rounds["test_accuracy"] = np.where(number == 9, 0.7, np.nan)
     (pair,) = compare.pairs_of(_arm(guided), _arm(plain))
     assert (pair.converged, pair.points) == (9, pytest.approx(20))
+    plain.rounds["test_accuracy"] = np.select([number == 5, number == 13], [0.6, 0.75], np.nan)
+    (sparse,) = compare.pairs_of(_arm(guided), _arm(plain))
+    assert sparse.points == pytest.approx(15)  # the baseline's next evaluation, not the one before
     plain.rounds["device_flops"] = plain.rounds["device_flops"] / 100
     (short,) = compare.pairs_of(_arm(guided), _arm(plain))
     assert short.points is None
