@@ -37,6 +37,9 @@ SAID = "fedbench: "
 #: Requests to stop that came before a StopFlag listened.
 _early_stops: list[int] = []
 
+#: How long an abort may take before the rank leaves without MPI's help.
+_ABORT_S = 2.0
+
 
 def say(line: str) -> None:
     """Print a line for people, marked as fedbench's own, at once."""
@@ -164,9 +167,13 @@ def leave(transport: Transport) -> None:
 
 
 def _abort(code: int) -> None:
+    """Abort the world; where MPI itself hangs over it (another thread may be inside), this rank leaves on its own."""
     from mpi4py import MPI
 
     sys.stdout.flush()
+    way_out = threading.Timer(_ABORT_S, os._exit, (code or EXIT_FAILURE,))
+    way_out.daemon = True
+    way_out.start()
     MPI.COMM_WORLD.Abort(code or EXIT_FAILURE)
 
 
