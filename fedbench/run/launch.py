@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -37,13 +38,17 @@ SAID = "fedbench: "
 #: Requests to stop that came before a StopFlag listened.
 _early_stops: list[int] = []
 
+#: What the launcher gets to pass a printed cause on, before the abort ends it.
+_FORWARD_S = 0.2
+
 #: How long an abort may take before the rank leaves without MPI's help.
 _ABORT_S = 2.0
 
 
 def say(line: str) -> None:
     """Print a line for people, marked as fedbench's own, at once."""
-    print(f"{SAID}{line}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"{SAID}{line}\n")
+    sys.stderr.flush()
 
 
 def launched_size() -> int | None:
@@ -128,10 +133,10 @@ def guard(transport: Transport, body: Callable[[], int], where: Callable[[], str
     alone = transport.size == 1
 
     def end(cause: str, trace: str, code: int) -> int:
-        say(f"{transport.name_of(transport.rank)}, {where()}: {cause}")
-        if trace:
-            print(trace, file=sys.stderr, flush=True)
+        say(f"{transport.name_of(transport.rank)}, {where()}: {cause}" + (f"\n{trace.rstrip()}" if trace else ""))
         if not isinstance(transport, Loopback):
+            if threading.current_thread() is threading.main_thread():  # else the run would go on meanwhile
+                time.sleep(_FORWARD_S)
             _abort(code)
         return code
 
