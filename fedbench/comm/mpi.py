@@ -32,6 +32,7 @@ class _Pending:
         self.received_bytes = 0
 
     def done(self) -> bool:
+        """Test the request once; count it when it has just completed."""
         if not self._complete and self._request.Test(self._status):
             self._complete = True
             self._owner.open_requests -= 1

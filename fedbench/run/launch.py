@@ -133,6 +133,7 @@ def guard(transport: Transport, body: Callable[[], int], where: Callable[[], str
     alone = transport.size == 1
 
     def end(cause: str, trace: str, code: int) -> int:
+        """Say why this rank ends, and end the others with it."""
         say(f"{transport.name_of(transport.rank)}, {where()}: {cause}" + (f"\n{trace.rstrip()}" if trace else ""))
         if not isinstance(transport, Loopback):
             if threading.current_thread() is threading.main_thread():  # else the run would go on meanwhile
