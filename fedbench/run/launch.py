@@ -6,6 +6,7 @@ good run never ends by an abort.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -34,6 +35,10 @@ ALONE_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
 #: What marks a line for people as fedbench's own.
 SAID = "fedbench: "
+
+#: Open MPI's own handler for crashes allocates memory while it prints, so that a rank with a damaged heap
+#: hangs in it for ever; without it the rank dies at once and the launcher ends the others.
+_NO_CRASH_HANDLER = ("OMPI_MCA_opal_signal", "")
 
 #: Requests to stop that came before a StopFlag listened.
 _early_stops: list[int] = []
@@ -71,6 +76,8 @@ def enter(expected: int | None) -> Transport:
         return Loopback()
     signal.signal(signal.SIGUSR2, lambda number, frame: _early_stops.append(number))
     _leave_pid()
+    os.environ.setdefault(*_NO_CRASH_HANDLER)
+    faulthandler.enable()
     must = launched if expected is None else expected
     import mpi4py
 

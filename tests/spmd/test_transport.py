@@ -25,6 +25,7 @@ FATAL = {
     "truncated_rendezvous": (),
     "nobody_agrees": ("After 1 s: rank 2 on ", "did not come to end the round"),
     "silent_cloud": ("After 1 s: rank ", "still waits for rank 0 on ", "to end the round"),
+    "crash": ("Fatal Python error: Segmentation fault", "in crash"),
     "flipped_bit": ("rank 0", "Frame of scalars from device 0 (rank 1 on ", "checksum"),
 }
 
@@ -64,7 +65,7 @@ def test_scenario(verdicts: Verdicts, scenario: str) -> None:
 
 @pytest.mark.parametrize("fatal", FATAL)
 def test_fatal_scenario_ends_the_job(tmp_path: Path, fatal: str) -> None:
-    ended = mpi.run(mpi.mpirun(RANKS, sys.executable, SCRIPT, tmp_path, fatal), tmp_path / "log", deadline_s=40)
+    ended = mpi.run(mpi.mpirun(RANKS, sys.executable, SCRIPT, tmp_path, fatal), tmp_path / "log", deadline_s=90)
     assert ended.code not in (0, EXIT_USER), ended.told()
     assert not ended.left, ended.told()
     for word in FATAL[fatal]:

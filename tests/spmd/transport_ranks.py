@@ -6,6 +6,7 @@ verdict: scenario -> "ok" or what was wrong. FATAL names one that must end the j
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ from fedbench.comm.star import Star
 from fedbench.run import launch
 
 SENTINEL, TAIL = 0xA5, 64
-DEADLINE_S = 20.0
+DEADLINE_S = 15.0
 
 
 def payload(count: int, seed: int) -> np.ndarray:
@@ -302,6 +303,13 @@ def silent_cloud(t: Transport) -> None:
     t.agree([0], 0.5, "end the round")
 
 
+def crash(t: Transport) -> None:
+    """A rank dies of a bad address, with the heap in use at that moment."""
+    if t.rank == 1:
+        ctypes.string_at(8)
+    t.agree([0], DEADLINE_S, "end well, which must not happen")
+
+
 def flipped_bit(t: Transport) -> None:
     """A damaged frame."""
     star = Star(t, frame.RAW, DEADLINE_S, Clock())
@@ -319,7 +327,7 @@ def flipped_bit(t: Transport) -> None:
 
 FATAL = {
     function.__name__: function
-    for function in (truncated, truncated_rendezvous, nobody_agrees, silent_cloud, flipped_bit)
+    for function in (truncated, truncated_rendezvous, nobody_agrees, silent_cloud, crash, flipped_bit)
 }
 
 
