@@ -19,7 +19,7 @@ from fedbench.base.account import Meter
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.config import Section
 from fedbench.data.rows import Batch
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable
 from fedbench.zo.direction import as_keys, direction_key
 from fedbench.zo.stream import Stream

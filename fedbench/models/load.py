@@ -7,6 +7,7 @@ here but those of a new head.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from fedbench.base.errors import ModelError, nearest
 from fedbench.base.rng import generator
 from fedbench.data import hub
 from fedbench.data.rows import Rows, Splits
-from fedbench.models.adapters import BertCut, Cut, EmbeddedCut
+from fedbench.models import shapes
+from fedbench.models.cut import Cut
+from fedbench.models.decoders import EmbeddedCut, OptCut
+from fedbench.models.encoders import BertCut
+from fedbench.models.heads import LabelWords, MeanPooled
 
 #: Architectures of transformers that have a cut, by `model_type`.
 CUTS = {"bert": BertCut}
@@ -50,6 +55,9 @@ def build(name: str, data: DataSection, splits: Splits, seed: int) -> Cut:
     """Return the model of a job, its head made from `data.head`, in evaluation mode and float32."""
     if name == "embedded":
         cut = _embedded(data, splits)
+    elif name.startswith("shape:"):
+        assert splits.label_words is not None
+        cut = of_shape(name.removeprefix("shape:"), splits.label_words, seed)
     else:
         cut = _encoder(name, len(splits.label_names))
         _start_head(cut, data.head or "prototype", splits.public, seed)
@@ -74,7 +82,18 @@ def _embedded(data: DataSection, splits: Splits) -> Cut:
         raise ModelError(f"data.head = {data.head!r}: the embedded model has a verbaliser head alone.")
     if splits.label_words is None:
         raise ModelError("model.name = 'embedded' reads the embedded task alone; data.private names another data set.")
-    return EmbeddedCut(load_pretrained(), splits.label_words)
+    backbone = load_pretrained()
+    return EmbeddedCut(backbone, LabelWords(backbone.final_norm, backbone.lm_head, splits.label_words))
+
+
+def of_shape(name: str, words: Sequence[int], seed: int) -> Cut:
+    """Return a model of a known shape with seeded weights, read through its label words' rows."""
+    import transformers
+
+    config = shapes.config_of(name)
+    backbone = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    shapes.seed_weights(backbone, seed)
+    return OptCut(backbone, LabelWords(backbone.model.decoder.final_layer_norm, backbone.lm_head, words)).eval()
 
 
 def _encoder(name: str, classes: int) -> BertCut:
@@ -106,7 +125,7 @@ def _encoder(name: str, classes: int) -> BertCut:
     except Exception as error:  # the library raises many types; all mean that no model can be had
         why = f"no folder, nothing of it downloaded before, and {problem}" if problem else hub.first_line(error)
         raise ModelError(f"model.name = {name!r}: no model can be read there: {why}.") from None
-    return CUTS[kind](backbone, classes)
+    return CUTS[kind](backbone, MeanPooled(backbone.config.hidden_size, classes))
 
 
 def _start_head(cut: BertCut, head: str, public: Rows, seed: int) -> None:
@@ -119,9 +138,9 @@ def _start_head(cut: BertCut, head: str, public: Rows, seed: int) -> None:
         raise ModelError("data.head = 'verbaliser': an encoder without a language-model head has no label words.")
     with torch.no_grad():
         if head == "linear":
-            draws = generator(seed, "head").standard_normal(cut.head.weight.shape).astype(np.float32)
-            cut.head.weight.copy_(torch.from_numpy(0.02 * draws))
-            cut.head.bias.zero_()
+            draws = generator(seed, "head").standard_normal(cut.head.linear.weight.shape).astype(np.float32)
+            cut.head.linear.weight.copy_(torch.from_numpy(0.02 * draws))
+            cut.head.linear.bias.zero_()
             return
         features = features_of(cut, public).astype(np.float64)
         means = np.stack([features[public.labels == label].mean(0) for label in range(cut.classes)])
@@ -130,5 +149,5 @@ def _start_head(cut: BertCut, head: str, public: Rows, seed: int) -> None:
         bias = -weight @ centre - 0.5 * (weight**2).sum(1)
         logits = features @ weight.T + bias
         scale = 1.0 / np.sqrt(np.mean((logits - logits.mean(1, keepdims=True)) ** 2))
-        cut.head.weight.copy_(torch.from_numpy((scale * weight).astype(np.float32)))
-        cut.head.bias.copy_(torch.from_numpy((scale * bias).astype(np.float32)))
+        cut.head.linear.weight.copy_(torch.from_numpy((scale * weight).astype(np.float32)))
+        cut.head.linear.bias.copy_(torch.from_numpy((scale * bias).astype(np.float32)))

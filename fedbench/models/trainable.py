@@ -10,7 +10,7 @@ from torch import nn
 
 from fedbench.base.errors import ModelError
 from fedbench.base.rng import tensor_key
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 
 PARTS = ("full", "bitfit", "head")
 

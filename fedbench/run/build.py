@@ -27,7 +27,7 @@ from fedbench.data.partition import batch_rows, partition, sampled_devices
 from fedbench.data.rows import Batch, Splits
 from fedbench.data.splits import load_splits
 from fedbench.models import load
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable, select
 from fedbench.zo.kernels import cpu
 from fedbench.zo.stream import Stream

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fedbench.base.account import Meter
 from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Batch
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable
 
 #: A backward counts as two forwards (methods.md 1.3).

@@ -20,7 +20,7 @@ from torch import nn
 from fedbench.base.account import Meter
 from fedbench.base.errors import ModelError
 from fedbench.data.rows import Batch
-from fedbench.models.adapters import Cut, RowHead, State
+from fedbench.models.cut import Cut, RowHead, State
 from fedbench.models.trainable import Tensor, Trainable
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms
 from fedbench.zo.kernels import cpu

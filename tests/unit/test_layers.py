@@ -199,7 +199,7 @@ def test_a_planted_violation_is_found(path: str, source: str, said: str) -> None
     [
         ("__main__.py", "from fedbench.verify import x\nfrom fedbench.run import y"),
         ("run/x.py", "from fedbench.results import writer\nfrom fedbench.base import rng"),
-        ("zo/x.py", "from .direction import Terms\nfrom fedbench.models.adapters import Cut"),
+        ("zo/x.py", "from .direction import Terms\nfrom fedbench.models.cut import Cut"),
         ("comm/mpi.py", "from mpi4py import MPI"),
         ("results/deep/x.py", "import h5py"),
         ("zo/x.py", "import pickle\ntry:\n    pass\nexcept pickle.PickleError:\n    raise"),

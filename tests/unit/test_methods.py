@@ -16,7 +16,7 @@ from fedbench.algorithms.base import Round, Settings
 from fedbench.base.arrays import Arrays
 from fedbench.base.errors import ConfigError
 from fedbench.data.embedded import LENGTH
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.run.build import METHODS, PUBLIC_BATCH, Built
 from fedbench.run.callbacks.metrics import evaluate
 from fedbench.run.callbacks.traffic import ID_BYTES

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.base.account import Meter
 from fedbench.base.errors import ModelError
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.models.trainable import PARTS, Trainable, select
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms, as_keys, direction_key
 from fedbench.zo.kernels import reference

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedbench.data.rows import Batch, Rows
-from fedbench.models.adapters import BertCut, Cut, EmbeddedCut, State
+from fedbench.models.cut import Cut, State
+from fedbench.models.decoders import EmbeddedCut
+from fedbench.models.encoders import BertCut
+from fedbench.models.heads import LabelWords, MeanPooled
 from fedbench.models.embedded.network import load_pretrained
 
 LABEL_WORDS = (2, 4, 6, 8)
@@ -30,7 +33,8 @@ def fill(module: nn.Module, seed: int, scale: float = 0.08) -> None:
 
 def embedded_cut() -> EmbeddedCut:
     """Return the embedded model with its label words."""
-    return EmbeddedCut(load_pretrained(), LABEL_WORDS).eval()
+    backbone = load_pretrained()
+    return EmbeddedCut(backbone, LabelWords(backbone.final_norm, backbone.lm_head, LABEL_WORDS)).eval()
 
 
 def bert_cut(attention: str = "sdpa") -> BertCut:
@@ -46,7 +50,7 @@ def bert_cut(attention: str = "sdpa") -> BertCut:
         max_position_embeddings=24,
         attn_implementation=attention,
     )
-    cut = BertCut(transformers.BertModel(config, add_pooling_layer=False), 3)
+    cut = BertCut(transformers.BertModel(config, add_pooling_layer=False), MeanPooled(32, 3))
     fill(cut, 1)
     return cut.eval()
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fedbench.base.clock import Clock
 from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Rows
-from fedbench.models.adapters import Cut
+from fedbench.models.cut import Cut
 from fedbench.models.load import features_of
 from fedbench.models.probe import logistic_accuracy
 from fedbench.run.build import Built
