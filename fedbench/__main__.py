@@ -59,6 +59,13 @@ def process_report(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def process_bench(args: argparse.Namespace) -> int:
+    """`fedbench bench`."""
+    from fedbench.bench.command import run
+
+    return run(args)
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -116,6 +123,25 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run files, or folders of them")
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     report.set_defaults(process=process_report)
+
+    bench = verbs.add_parser(
+        "bench",
+        help="micro-benchmarks, each beside its reference",
+        formatter_class=raw,
+        description="Measure one part of fedbench beside its reference in the same process.",
+        epilog="example:\n  fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
+    )
+    bench.add_argument("bench", metavar="NAME", help="zo-step, perturb, update, memory, or all")
+    bench.add_argument("-n", dest="ranks", type=_positive, metavar="RANKS", help="ranks, where messages are measured")
+    bench.add_argument("--threads", type=_positive, metavar="T", help="threads whose figures stand on top (default: 2)")
+    bench.add_argument("--model", metavar="M", help="a model's name, or a known shape (default: opt-125m)")
+    bench.add_argument("--batch", type=_positive, metavar="B", help="rows of a batch (default: 16)")
+    bench.add_argument("--length", type=_positive, metavar="L", help="tokens of a row (default: 64)")
+    bench.add_argument("--trainable", metavar="T", help="the part that is trained (default: full)")
+    bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
+    bench.add_argument("--repeats", type=_positive, metavar="R", help="repetitions (default: 8)")
+    bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    bench.set_defaults(process=process_bench)
 
     methods = verbs.add_parser(
         "methods", help="the methods and their settings", formatter_class=raw, epilog="example:\n  fedbench methods"

@@ -43,7 +43,7 @@ class FedAvg(Algorithm):
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return w_i - w after the local steps."""
         lab = self.lab
-        start = [t.flat.copy() for t in lab.trainable]
+        start = [p.detach().clone() for p in lab.trainable.parameters]
         losses = []
         for step in range(lab.local_steps):
             loss, grads = gradient(lab.cut, lab.trainable, lab.private(round_.number, step, device), lab.meter)
@@ -53,8 +53,9 @@ class FedAvg(Algorithm):
                     parameter.add_(grad, alpha=-round_.lr)
         change = {}
         for tensor, before in zip(lab.trainable, start, strict=True):
-            change[tensor.name] = (tensor.flat - before).reshape(tuple(tensor.parameter.shape))
-            tensor.flat[:] = before
+            change[tensor.name] = (tensor.parameter.detach() - before).cpu().numpy()
+            with torch.no_grad():
+                tensor.parameter.copy_(before)
         return Upload(change, float(np.mean(losses)))
 
     def reply_units(self, round_: Round) -> Sequence[Unit]:
@@ -74,4 +75,4 @@ class FedAvg(Algorithm):
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """w <- w + mean change."""
         for tensor in self.lab.trainable:
-            np.add(tensor.flat, reply[tensor.name].reshape(-1), out=tensor.flat)
+            tensor.add(reply[tensor.name])

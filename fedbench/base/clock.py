@@ -10,9 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fedbench.base import account
+
 
 class Clock:
-    """Spans by kind; the time of an inner span is not counted again in the outer one."""
+    """Spans by kind; the time of an inner span is not counted again in the outer one.
+
+    An outer span ends when the GPU has done what was asked of it, where there is one.
+    """
 
     def __init__(self) -> None:
         self._origin = time.perf_counter()
@@ -29,6 +34,8 @@ class Clock:
         try:
             yield
         finally:
+            if len(self._inner) == 2:
+                account.wait_for_gpu()
             length = time.perf_counter() - start
             self._totals[kind] += length - self._inner.pop()
             self._inner[-1] += length

@@ -63,10 +63,34 @@ class FederationSection(Section):
 class ModelSection(Section):
     """[model]"""
 
-    name: str = Field("embedded", description="embedded, a folder, a hub id, or package:NAME/SUBFOLDER")
-    trainable: Literal["full", "bitfit", "head"] | None = Field(
+    name: str = Field(
+        "embedded", description="embedded, a folder, a hub id, package:NAME/SUBFOLDER, or shape:NAME (seeded weights)"
+    )
+    trainable: Literal["full", "bitfit", "lora", "adapter", "head"] | None = Field(
         None, description="the part that is trained; unset: the method's own default"
     )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="how frozen matrices are stored; what is trained, and all arithmetic, is float32"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where weights lie and everything is computed; cuda: the ranks of a host share its GPUs"
+    )
+    mapped: bool = Field(False, description="keep weights in a file and the stage at hand alone in memory; same bits")
+    micro_batch: int = Field(0, ge=0, description="rows that a probe runs through a stage at a time; 0: all")
+
+    lora_rank: int = Field(8, ge=1, description="rank of LoRA's matrices")
+    lora_alpha: int = Field(16, ge=1, description="LoRA's scale times its rank")
+    adapter_reduction: int = Field(16, ge=1, description="width of the states over that of an adapter's bottleneck")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSection:
+        if self.micro_batch == 1:
+            raise ValueError("micro_batch = 1 would run single rows, which have other bits; allowed: 0, or from 2")
+        if self.mapped and self.dtype != "float32":
+            raise ValueError("mapped = true keeps float32 files; allowed with it: dtype = 'float32'")
+        if self.mapped and self.device != "cpu":
+            raise ValueError("mapped = true maps memory of the host; allowed with it: device = 'cpu'")
+        return self
 
 
 class DataSection(Section):
@@ -82,8 +106,14 @@ class DataSection(Section):
         ("text", "text2"), description="column of the text, and of the second text of a pair where there is one"
     )
     label_column: str = Field("label", description="column of the integer label")
-    head: Literal["verbaliser", "prototype", "linear"] | None = Field(
-        None, description="how classes are read off; unset: verbaliser (embedded) or prototype"
+    head: Literal["verbaliser", "prototype", "linear", "lm"] | None = Field(
+        None, description="what is read off; unset: verbaliser (causal models) or prototype; lm: next tokens"
+    )
+    template: str | None = Field(
+        None, description="a verbaliser's prompt; unset: {text} It was {mask}. (causal models: up to {mask})"
+    )
+    label_words: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=2)] = Field(
+        None, description="a verbaliser's words, one token a class; unset: the classes' names in lower case"
     )
     max_length: int = Field(64, ge=4, description="tokens of a row at most")
     public_per_class: int = Field(32, ge=1, description="public rows a class")
@@ -137,7 +167,7 @@ class Config(Section):
 OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "comm.deadline_s"})
 
 #: Keys that change times and files but never the numbers of a run.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {"run.ranks"}
+OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {"run.ranks", "model.mapped"}
 
 
 class Setting(NamedTuple):

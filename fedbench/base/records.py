@@ -63,8 +63,11 @@ DEVICE_COLUMNS: dict[str, Column] = {
 MEMORY_COLUMNS: dict[str, Column] = {
     "rank": Column("i4", "1", "process"),
     "phase": Column("str", "", "import, load or train"),
-    "peak_bytes": Column("i8", "B", "highest resident memory (VmHWM) seen up to the end of the phase"),
+    "peak_bytes": Column("i8", "B", "highest resident memory (VmHWM) in the phase"),
     "above_import_bytes": Column("i8", "B", "the same above the resident memory right after the imports"),
+    "weights_bytes": Column(
+        "i8", "B", "weights that are in memory at a time: all, or of a mapped model the largest visit"
+    ),
 }
 
 SPAN_COLUMNS: dict[str, Column] = {

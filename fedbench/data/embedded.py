@@ -103,7 +103,7 @@ def load(public: Public, public_per_class: int, seed: int) -> Splits:
     per_class = TOPICS // CLASSES
     names = tuple("topics " + " and ".join(str(c * per_class + i) for i in range(per_class)) for c in range(CLASSES))
     source = {"private": "embedded", "public": public} | {f"{k}_sha256": rows.sha256() for k, rows in splits.items()}
-    return Splits(**splits, label_names=names, label_words=verbaliser(), source=source)
+    return Splits(**splits, label_names=names, label_words=verbaliser(), source=source, mask_word=PROMPT)
 
 
 def _split(name: str, rows: int) -> Rows:

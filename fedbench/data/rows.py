@@ -89,7 +89,8 @@ class Rows:
 class Splits:
     """One task: `train` holds the private rows (public ones removed), `source` names and hashes of what was read.
 
-    `label_words` are the verbaliser's token ids, one a class, where the task has them.
+    `label_words` are the verbaliser's token ids, one a class, where the task has them, and `mask_word` is the id
+    whose place an encoder's verbaliser reads.
     """
 
     train: Rows
@@ -99,3 +100,4 @@ class Splits:
     label_names: tuple[str, ...]
     label_words: tuple[int, ...] | None
     source: dict[str, str]
+    mask_word: int | None = None

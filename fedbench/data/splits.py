@@ -7,6 +7,7 @@ them. Each draw is a function of the seed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast, get_args
 
@@ -18,6 +19,7 @@ from fedbench.base.errors import ConfigError, DataError
 from fedbench.data import embedded
 from fedbench.data.clean import Pool
 from fedbench.data.load import find_folder, read
+from fedbench.data.prompt import Prompt, Reading, prompt_of
 from fedbench.data.raw import RawSplit, RawSplits
 from fedbench.data.rows import Rows, Splits
 from fedbench.data.tokenise import Tokeniser, load_tokeniser
@@ -25,8 +27,17 @@ from fedbench.data.tokenise import Tokeniser, load_tokeniser
 DEV_SHARE = 0.1
 
 
-def load_splits(data: DataSection, seed: int, tokeniser_source: str | None) -> Splits:
-    """Return the splits of a job's [data]: the embedded task, or text by the tokeniser of a model folder or hub id."""
+def load_splits(
+    data: DataSection,
+    seed: int,
+    tokeniser_source: str | Tokeniser | None,
+    reading: Callable[[], Reading | None] | None = None,
+) -> Splits:
+    """Return the splits of a job's [data]: the embedded task, or text by a tokeniser or that of a folder or hub id.
+
+    Where `reading`, asked for once the data are read, names a place to read at, texts stand in the job's template and
+    the splits have the label words to read there.
+    """
     if data.private == "embedded":
         if data.public not in get_args(embedded.Public):
             allowed = f"{', '.join(get_args(embedded.Public))}, as data.private = 'embedded'"
@@ -40,12 +51,17 @@ def load_splits(data: DataSection, seed: int, tokeniser_source: str | None) -> S
         raise ConfigError(f"data.public: found {data.public!r}; allowed: {allowed}.")
     if tokeniser_source is None:
         raise ConfigError(f'data.private: {data.private!r} is text; model.name = "embedded" has no tokeniser for it.')
-    tokeniser = load_tokeniser(tokeniser_source)
+    tokeniser = load_tokeniser(tokeniser_source) if isinstance(tokeniser_source, str) else tokeniser_source
     private = read(data.private, text_columns=data.text_columns, label_column=data.label_column)
     public = None
     if not _same(data.private, data.public):
         public = read(data.public, text_columns=data.text_columns, label_column=data.label_column)
-    return prepare(
+    prompt = words = None
+    place = None if reading is None else reading()
+    if place is not None:
+        prompt = prompt_of(data.template, place, tokeniser, paired=private.train.pairs is not None)
+        words = prompt.label_words(_words(data, private))
+    splits = prepare(
         private,
         public,
         tokeniser,
@@ -53,7 +69,9 @@ def load_splits(data: DataSection, seed: int, tokeniser_source: str | None) -> S
         public_per_class=data.public_per_class,
         public_labels=data.public_labels,
         seed=seed,
+        prompt=prompt,
     )
+    return replace(splits, label_words=words, mask_word=tokeniser.mask) if words else splits
 
 
 def prepare(
@@ -65,6 +83,7 @@ def prepare(
     public_per_class: int,
     public_labels: str,
     seed: int,
+    prompt: Prompt | None = None,
 ) -> Splits:
     """Return the tokenised splits; `public` None takes the public rows out of the private train split.
 
@@ -97,12 +116,14 @@ def prepare(
         counts["train_in_dev"] = train.drop(dev.present()) - dev.rows.size
     _all_classes(train, private, public_per_class)
     pools = {"train": train, "public": public_pool, "dev": dev, "test": Pool.of(private.test)}
-    rows = {name: _encode(pool, tokeniser, max_length) for name, pool in pools.items()}
+    rows = {name: _encode(pool, tokeniser, prompt, max_length) for name, pool in pools.items()}
     source = {f"private.{key}": value for key, value in private.provenance.items()}
     source |= {f"public.{key}": value for key, value in (public or private).provenance.items() if key != "test.sha256"}
     source |= {"tokeniser.sha256": tokeniser.sha256, "public_labels": "given"}
+    source |= {} if prompt is None else {"template": prompt.template}
     source |= {f"removed.{key}": str(value) for key, value in counts.items()}
-    splits = Splits(**rows, label_names=private.label_names, label_words=None, source=source)
+    train_rows, public_rows, dev_rows, test_rows = (rows[name] for name in ("train", "public", "dev", "test"))
+    splits = Splits(train_rows, public_rows, dev_rows, test_rows, private.label_names, None, source)
     return shuffle_public(splits, seed) if public_labels == "shuffled" else splits
 
 
@@ -159,10 +180,21 @@ def _all_classes(train: Pool, private: RawSplits, per_class: int) -> None:
         )
 
 
-def _encode(pool: Pool, tokeniser: Tokeniser, max_length: int) -> Rows:
+def _words(data: DataSection, private: RawSplits) -> tuple[str, ...]:
+    """Return the label words of a job: its own, or the classes' names in lower case."""
+    words = data.label_words or tuple(name.lower() for name in private.label_names)
+    if len(words) != len(private.label_names):
+        raise ConfigError(
+            f"data.label_words: found {len(words)} ({', '.join(words)}); {private.name} has "
+            f"{len(private.label_names)} classes ({', '.join(private.label_names)})."
+        )
+    return words
+
+
+def _encode(pool: Pool, tokeniser: Tokeniser, prompt: Prompt | None, max_length: int) -> Rows:
     split = pool.split
     texts = [split.texts[row] for row in pool.rows]
     pairs = None if split.pairs is None else [split.pairs[row] for row in pool.rows]
-    ids, lengths = tokeniser.encode(texts, pairs, max_length)
+    ids, lengths = (prompt or tokeniser).encode(texts, pairs, max_length)
     labels = pool.labels()
     return Rows(ids, lengths, labels, labels.copy(), tokeniser.pad)

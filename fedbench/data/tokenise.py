@@ -30,13 +30,22 @@ _OTHER_FILES = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "s
 
 @dataclass(frozen=True)
 class Tokeniser:
-    """A tokeniser: its `pad` id, the size of its vocabulary, and a hash of what it was read from."""
+    """A tokeniser: its `pad` id, the size of its vocabulary, and a hash of what it was read from.
+
+    `plain` gives the ids of a text without special tokens and `token` the text of an id; `mask` and `unknown` are
+    the ids of those tokens where it has them.
+    """
 
     pad: int
     vocabulary: int
     sha256: str
     source: str
     rows: _Encode
+    plain: Callable[[str], list[int]]
+    token: Callable[[int], str]
+    mask: int | None = None
+    mask_token: str | None = None
+    unknown: int | None = None
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -47,11 +56,15 @@ class Tokeniser:
         has no room for the special tokens is a ConfigError, a text without tokens a ModelError.
         """
         rows = self.rows(texts, pairs, max_length)
-        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
-        if lengths.max(initial=0) > max_length:
+        if max(map(len, rows), default=0) > max_length:
             raise ConfigError(
                 f"data.max_length: found {max_length}; the special tokens of {self.source} leave no room for text."
             )
+        return self.padded(rows, texts)
+
+    def padded(self, rows: Sequence[Sequence[int]], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return `ids` int32 [n, longest row] right-padded and `lengths` int32 [n] of rows of ids and their texts."""
+        lengths = np.fromiter(map(len, rows), np.int32, len(rows))
         if lengths.size and lengths.min() == 0:
             text = texts[int(lengths.argmin())]
             raise ModelError(f"{self.source}: the tokeniser makes no token of the text {text[:40]!r}.")
@@ -91,6 +104,12 @@ def _from_file(folder: Path) -> Tokeniser:
         raise ModelError(f"{path}: not a tokeniser: {hub.first_line(error)}.") from None
     pad = inner.padding["pad_id"] if inner.padding else _named_pad(folder, inner)
     inner.no_padding()
+    mask = next((name for name in _named(folder, "mask_token") if inner.token_to_id(name) is not None), None)
+    unknown = getattr(inner.model, "unk_token", None)
+
+    def plain(text: str) -> list[int]:
+        inner.no_truncation()
+        return inner.encode(text, add_special_tokens=False).ids
 
     def rows(texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> list[list[int]]:
         inner.enable_truncation(max_length, strategy="longest_first")
@@ -98,24 +117,35 @@ def _from_file(folder: Path) -> Tokeniser:
         with _one_thread():
             return [encoding.ids for encoding in inner.encode_batch_fast(inputs)]
 
-    return Tokeniser(int(pad), inner.get_vocab_size(), hashlib.sha256(raw).hexdigest(), str(folder), rows)
+    return Tokeniser(
+        int(pad), inner.get_vocab_size(), hashlib.sha256(raw).hexdigest(), str(folder), rows, plain,
+        lambda number: str(inner.id_to_token(number)),
+        mask=inner.token_to_id(mask) if mask else None, mask_token=mask,
+        unknown=inner.token_to_id(unknown) if unknown else None,
+    )  # fmt: skip
 
 
 def _named_pad(folder: Path, inner: Any) -> int:
     """Return the id of the pad token in the folder's config, else of its end token, else 0 (pads are masked)."""
-    try:
-        config: Any = json.loads((folder / "tokenizer_config.json").read_bytes())
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'tokenizer_config.json'}: can't be read: {hub.first_line(error)}.") from None
-    for name in ("pad_token", "eos_token"):
-        token = config.get(name) if isinstance(config, dict) else None
-        text = token.get("content") if isinstance(token, dict) else token
-        number = inner.token_to_id(text) if isinstance(text, str) else None
+    for name in _named(folder, "pad_token", "eos_token"):
+        number = inner.token_to_id(name)
         if number is not None:
             return int(number)
     return 0
+
+
+def _named(folder: Path, *keys: str) -> list[str]:
+    """Return the special tokens that the folder's config names by these keys; for `mask_token` its usual names too."""
+    usual = ["[MASK]", "<mask>"] if "mask_token" in keys else []
+    try:
+        config: Any = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except FileNotFoundError:
+        return usual
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'tokenizer_config.json'}: can't be read: {hub.first_line(error)}.") from None
+    tokens = [config.get(key) if isinstance(config, dict) else None for key in keys]
+    texts = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+    return [text for text in texts if isinstance(text, str)] + usual
 
 
 def _from_transformers(source: str, *, cached: bool) -> Tokeniser:
@@ -132,7 +162,12 @@ def _from_transformers(source: str, *, cached: bool) -> Tokeniser:
             second = None if pairs is None else list(pairs)
             return inner(list(texts), second, truncation="longest_first", max_length=max_length)["input_ids"]
 
-    return Tokeniser(int(pad), len(inner), hashlib.sha256(vocabulary).hexdigest(), source, rows)
+    return Tokeniser(
+        int(pad), len(inner), hashlib.sha256(vocabulary).hexdigest(), source, rows,
+        lambda text: inner(text, add_special_tokens=False)["input_ids"],
+        lambda number: str(inner.convert_ids_to_tokens(number)),
+        mask=inner.mask_token_id, mask_token=inner.mask_token, unknown=inner.unk_token_id,
+    )  # fmt: skip
 
 
 def _package(name: str) -> Any:

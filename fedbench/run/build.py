@@ -7,7 +7,9 @@ raise errors of the user's kind alone, and neither sends a message or writes a f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,13 @@ from fedbench.codec import frame
 from fedbench.data.partition import batch_rows, partition, sampled_devices
 from fedbench.data.rows import Batch, Splits
 from fedbench.data.splits import load_splits
-from fedbench.models import load
+from fedbench.models import load, ondevice, parts
 from fedbench.models.cut import Cut
+from fedbench.models.mapped import Mapped
+from fedbench.models.narrow import narrow
+from fedbench.models.residency import RESIDENT
 from fedbench.models.trainable import Trainable, select
-from fedbench.zo.kernels import cpu
+from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
@@ -48,11 +53,25 @@ class Job:
     settings: Settings
     tree: Mapping[str, Any]
     run_id: str
+    results: Path | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of working files, below the results: `results`, or where that is unset `results.dir`."""
+        return (self.results or Path(self.config.results.dir)) / "scratch"
 
     @property
     def method(self) -> type[Algorithm]:
         """The active method."""
         return METHODS[self.config.method_name]
+
+    def on_host(self) -> Job:
+        """Return the job for a process that checks it and starts others: its device is looked for and not used."""
+        if self.config.model.device == "cpu":
+            return self
+        ondevice.cuda()
+        model = self.config.model.model_copy(update={"device": "cpu"})
+        return replace(self, config=self.config.model_copy(update={"model": model}))
 
     @property
     def codec(self) -> int:
@@ -118,25 +137,44 @@ def construct(job: Job) -> Built:
     c = job.config
     account.use_threads(c.run.threads)
     cpu.set_threads(c.run.threads)
-    embedded = c.model.name == "embedded"
-    source = None if embedded else load.source_of(c.model.name)
-    splits = load_splits(c.data, c.run.seed, source)
-    cut = load.build(c.model.name, c.data, splits, c.run.seed)
-    trainable = select(cut, c.model.trainable or job.method.part)
-    parts = partition(splits.train, c.federation.devices, c.federation.partition, c.federation.alpha, c.run.seed)
+    device = ondevice.cuda() if c.model.device == "cuda" else None
+    if device is not None:
+        gpu.prepare(c.zo.distribution == "gaussian", device.device)
+    origin = load.origin_of(c.model.name)
+    text = c.data.private != "embedded"
+    reading = partial(load.reading_of, origin, c.data.head) if text else None
+    splits = load_splits(c.data, c.run.seed, load.tokeniser_of(origin) if text else None, reading)
+    residency = RESIDENT
+    if c.model.mapped:
+        account.bound_heap()
+        residency = Mapped(job.scratch)
+    else:
+        account.keep_heap()
+    cut = load.build(origin, c.data, splits, c.run.seed, residency)
+    part = c.model.trainable or job.method.part
+    parts.add(cut, part, c.model, c.run.seed)
+    if device is not None:
+        device.move(cut)
+    trainable = select(cut, part)
+    if c.model.dtype == "bfloat16":
+        narrow(cut)
+    shares = partition(splits.train, c.federation.devices, c.federation.partition, c.federation.alpha, c.run.seed)
     meter = account.Meter()
-    lab = _lab(job, splits, parts, cut, trainable, meter)
+    lab = _lab(job, splits, shares, cut, trainable, meter)
+    if c.model.mapped:
+        account.give_back_free_memory()
+        account.give_back_code()
     return Built(job, splits, cut, trainable, job.method(job.settings, lab), lab)
 
 
 def _lab(
-    job: Job, splits: Splits, parts: Sequence[np.ndarray], cut: Cut, trainable: Trainable, meter: account.Meter
+    job: Job, splits: Splits, shares: Sequence[np.ndarray], cut: Cut, trainable: Trainable, meter: account.Meter
 ) -> Lab:
     c = job.config
     seed = c.run.seed
 
     def private(round_: int, step: int, device: int) -> Batch:
-        return splits.train.batch(batch_rows(seed, round_, step, device, parts[device], c.federation.batch_size))
+        return splits.train.batch(batch_rows(seed, round_, step, device, shares[device], c.federation.batch_size))
 
     def public(round_: int, step: int) -> Batch:
         size = min(PUBLIC_BATCH, len(splits.public))
@@ -158,7 +196,7 @@ def _lab(
         epsilon=c.zo.epsilon,
         cut=cut,
         trainable=trainable,
-        stream=Stream(cut, trainable, meter, gaussian=gaussian),
+        stream=Stream(cut, trainable, meter, gaussian=gaussian, micro_batch=c.model.micro_batch),
         meter=meter,
         private=private,
         public=public,

@@ -9,9 +9,10 @@ from pathlib import Path
 from fedbench.base import config
 from fedbench.base.config import Setting, parse_setting
 from fedbench.base.errors import EXIT_OK, EXIT_USER, ConfigError
-from fedbench.run import finish, launch, supervise
+from fedbench.run import launch, supervise
 from fedbench.run.build import Job, construct, resolve
 from fedbench.run.execute import Execution, Options, already_done
+from fedbench.run.memory import Memory
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         if launch.launched_rank() > 0:
             return EXIT_USER
         raise ConfigError(f"-n: found {args.ranks}; the launcher started {launched} rank(s).")
-    memory = finish.Memory()
+    memory = Memory()
     transport = launch.enter(launched)
     execution = Execution(transport, memory)
     return launch.guard(transport, lambda: execution(lambda size: _job(args, size), _options(args)), execution.where)
@@ -44,9 +45,9 @@ def _alone(args: argparse.Namespace) -> int:
         return EXIT_OK
     if ranks == 1:
         transport = launch.enter(1)
-        execution = Execution(transport, finish.Memory())
+        execution = Execution(transport, Memory())
         return launch.guard(transport, lambda: execution(lambda _: job, options), execution.where)
-    construct(job)
+    construct(job.on_host())
     return supervise.supervise(
         _arguments(args, ranks), ranks, job.config.run.threads, lambda: already_done(job, _unforced(options))
     )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from fedbench.base import identity, provenance
+from fedbench.base import account, identity, provenance
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
@@ -27,7 +27,8 @@ from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
-from fedbench.run.runner import Runner, weights_sha256
+from fedbench.run.memory import Evaluating, Memory
+from fedbench.run.runner import Observer, Runner, weights_sha256
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -65,7 +66,7 @@ def already_done(job: Job, options: Options) -> bool:
 class Execution:
     """One rank's run, with the place that it has reached for error messages."""
 
-    def __init__(self, transport: Transport, memory: finish.Memory) -> None:
+    def __init__(self, transport: Transport, memory: Memory) -> None:
         self._transport = transport
         self._memory = memory
         self._clock = Clock()
@@ -76,8 +77,19 @@ class Execution:
         return f"round {self._clock.round}" if self._clock.round >= 0 else self._phase
 
     def __call__(self, make_job: JobMaker, options: Options) -> int:
-        """Return the exit code that all ranks agreed on."""
-        built = self._agreed_build(make_job)
+        """Return the exit code that all ranks agreed on; memory that can't be had is one sentence."""
+        try:
+            return self._whole(make_job, options)
+        except (MemoryError, RuntimeError) as error:
+            if not account.is_out_of_memory(error):
+                raise
+            raise FedbenchError(
+                f"the memory is not enough: {str(error) or type(error).__name__}. model.mapped = true keeps weights in "
+                "a file, model.micro_batch = 2 bounds activations."
+            ) from error
+
+    def _whole(self, make_job: JobMaker, options: Options) -> int:
+        built = self._agreed_build(lambda size: replace(make_job(size), results=options.results))
         if isinstance(built, int):
             return built
         job = built.job
@@ -91,9 +103,11 @@ class Execution:
         """Return the built run, or the exit code that all ranks leave with; the first rank at fault prints why."""
         transport, error, built = self._transport, None, None
         try:
-            self._memory.end_phase()
+            self._memory.enter("load")
             built = construct(make_job(transport.size))
-            self._memory.end_phase()
+            every = sum(p.nbytes for p in built.cut.parameters())
+            self._memory.weights(built.cut.residency.bytes_held() or every)
+            self._memory.enter("train")
         except FedbenchError as found:
             error = found
         mine = 0 if error is None else error.exit_code
@@ -124,12 +138,13 @@ class Execution:
         progress = ShowProgress(job.run_id, job.config.run.rounds, metrics, console)
         self._phase = "before the first round"
         try:
-            reason = runner.run([metrics, saver, progress] if star.is_cloud else [], flag)
+            observers: list[Observer] = [Evaluating(metrics, self._memory), saver, progress]
+            reason = runner.run(observers if star.is_cloud else [], flag)
         finally:
             progress.close()
         clock.round = -1
         self._phase = "finishing"
-        self._memory.end_phase()
+        self._memory.note()
         if reason == "stopped":
             if star.is_cloud:
                 saver.save()
@@ -148,7 +163,12 @@ class Execution:
             "started": started,
             "ended": provenance.now(),
             "data": dict(built.splits.source),
-            "model": {"name": job.config.model.name, "trainable_entries": built.trainable.size},
+            "model": {
+                "name": job.config.model.name,
+                "weights": built.cut.weights,
+                "device": built.cut.residency.told(),
+                "trainable_entries": built.trainable.size,
+            },
         }
         run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(facts))
         writer.write(options.run_file(job), run)
@@ -170,11 +190,11 @@ class Execution:
         weights: Arrays | None = None
         if checkpoint is not None:
             take_up(checkpoint, runner, metrics)
-            weights = {t.name: t.flat for t in tensors}
+            weights = {t.name: t.values() for t in tensors}
         units = [Unit(t.name, (t.size,)) for t in tensors]
         inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
         for tensor in tensors:
-            tensor.flat[:] = inbox[tensor.name]
+            tensor.assign(inbox[tensor.name])
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:

@@ -7,44 +7,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedbench.base import account, records
+from fedbench.base import records
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import NO_NOTE, Place
 from fedbench.comm.star import Star
 from fedbench.run.callbacks.metrics import Metrics
+from fedbench.run.memory import PHASES, Memory, device_peak, memory_columns
 from fedbench.run.runner import Runner, weights_sha256
 
 KINDS = ("compute", "cloud", "encode", "wait", "decode", "apply", "evaluate")
-PHASES = ("import", "load", "train")
-
-
-class Memory:
-    """Highest resident memory of this process at the end of each phase, in bytes."""
-
-    def __init__(self) -> None:
-        self.peaks: list[int] = []
-
-    def end_phase(self) -> None:
-        """Note the high-water mark."""
-        self.peaks.append(account.peak_bytes())
 
 
 class Ranks(NamedTuple):
-    """What all ranks reported: `memory` int64 [ranks, phases]; spans as columns."""
+    """What all ranks reported: `memory` int64 [ranks, phases, 3], see `Memory.table`; spans as columns."""
 
     memory: np.ndarray
     spans: dict[str, np.ndarray]
+    apart: bool = True
 
 
 def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
     """Return every rank's memory and spans on rank 0; WireError where a replica's weights differ from the cloud's."""
     mine_spans = list(clock.spans)
-    (most,) = star.agree([len(mine_spans)], "report their spans")
+    most, together = star.agree([len(mine_spans), int(not memory.apart)], "report their spans")
     units = [
         Unit("weights", (32,), "|u1"),
-        Unit("memory", (len(PHASES),), "<i8"),
+        Unit("memory", (len(PHASES), 3), "<i8"),
         Unit("count", (1,), "<i8"),
         Unit("spans", (most, 4), "<f8"),
     ]
@@ -53,7 +43,7 @@ def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, repl
         spans[row] = round_, KINDS.index(kind), start_s, length_s
     mine: dict[str, np.ndarray] = {
         "weights": np.frombuffer(bytes.fromhex(weights), np.uint8),
-        "memory": np.array(memory.peaks, np.int64),
+        "memory": memory.table(),
         "count": np.array([len(mine_spans)], np.int64),
         "spans": spans,
     }
@@ -68,8 +58,9 @@ def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, repl
             values = (rank, int(round_), KINDS[int(kind_index)], start_s, length_s)
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
-    peaks = np.stack([table["memory"] for table in tables.values()]) if tables else np.empty((0, len(PHASES)), np.int64)
-    return Ranks(peaks, {name: np.array(values) for name, values in columns.items()})
+    nothing = np.empty((0, len(PHASES), 3), np.int64)
+    peaks = np.stack([table["memory"] for table in tables.values()]) if tables else nothing
+    return Ranks(peaks, {name: np.array(values) for name, values in columns.items()}, not together)
 
 
 def assemble(
@@ -118,7 +109,7 @@ def assemble(
         downlink_bytes=int(rounds["downlink_bytes"].sum()) + metrics.traffic.closing(),
         uplink_bytes_per_device_round=up / int(played.sum()),
         wire_bytes=int(rounds["wire_bytes"].sum()),
-        peak_device_bytes=_device_peak(ranks.memory),
+        peak_device_bytes=device_peak(ranks.memory),
         round_s_median=float(np.median(rounds["round_s"][played])),
         hidden_fraction=None,
         weights_sha256=weights,
@@ -130,25 +121,10 @@ def assemble(
         summary=summary,
         rounds=rounds,
         devices=devices,
-        memory=_memory_table(ranks.memory),
+        memory=memory_columns(ranks.memory, apart=ranks.apart),
         spans=ranks.spans,
     )
 
 
 def _missing(column: records.Column) -> float:
     return float("nan") if column.dtype.startswith("f") else 0
-
-
-def _device_peak(memory: np.ndarray) -> int | None:
-    """Return the highest peak above the imports of a rank that hosts devices alone; None with one rank."""
-    return int((memory[1:].max(axis=1) - memory[1:, 0]).max()) if len(memory) > 1 else None
-
-
-def _memory_table(memory: np.ndarray) -> dict[str, np.ndarray]:
-    ranks, phases = memory.shape
-    return {
-        "rank": np.repeat(np.arange(ranks, dtype=np.int32), phases),
-        "phase": np.array(PHASES * ranks),
-        "peak_bytes": memory.reshape(-1),
-        "above_import_bytes": (memory - memory[:, :1]).reshape(-1),
-    }

@@ -76,7 +76,8 @@ def weights_sha256(trainable: Trainable) -> str:
     digest = hashlib.sha256()
     for tensor in sorted(trainable, key=lambda t: t.name):
         digest.update(tensor.name.encode())
-        digest.update(tensor.flat.data)
+        for _, part in tensor.pieces():
+            digest.update(tensor.residency.host(part).data)
     return digest.hexdigest()
 
 
@@ -142,7 +143,8 @@ class Runner:
                 with clock.span("cloud"):
                     made = algorithm.plan(at)
                 outcome.cloud_flops += self.built.lab.meter.take()
-            plan = star.down("plan", plan_units, made, place)
+            inbox = star.down("plan", plan_units, made, place)
+            plan = self.built.cut.residency.arrays(inbox)
         upload_units = algorithm.upload_units(at)
         inboxes = star.expect(at.devices, upload_units, place)
         if not star.is_cloud or star.transport.size == 1:
@@ -151,8 +153,8 @@ class Runner:
         if star.is_cloud:
             star.gather(inboxes)
             self._take(inboxes, upload_units, outcome)
-            if isinstance(plan, Inbox) and plan_units:
-                outcome.plan_bytes += plan.coded_bytes
+            if plan_units:
+                outcome.plan_bytes += inbox.coded_bytes
             with clock.span("cloud"):
                 answer = algorithm.combine(at, inboxes)
             outcome.cloud_flops += self.built.lab.meter.take()

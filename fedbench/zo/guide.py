@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fedbench.base.account import Meter
 from fedbench.base.errors import NumericsError
@@ -20,7 +19,8 @@ BACKPROP_FORWARDS = 3.0
 
 def gradient(cut: Cut, trainable: Trainable, batch: Batch, meter: Meter) -> tuple[float, list[torch.Tensor]]:
     """Return the mean loss of a batch and its gradient in every trainable tensor (float32), in evaluation mode."""
-    loss = F.cross_entropy(cut(batch), batch.labels)
+    batch = cut.residency.batch(batch)
+    loss = cut.head.losses(cut(batch), batch).mean()
     grads = torch.autograd.grad(loss, trainable.parameters, allow_unused=True)
     meter.add(BACKPROP_FORWARDS * cut.forward_flops(*batch.ids.shape))
     value = float(loss.detach())
@@ -55,4 +55,4 @@ def unit_guide(trainable: Trainable, grads: list[torch.Tensor]) -> dict[str, np.
     if square == 0.0:
         raise NumericsError("The public gradient is exactly zero: there is no direction to guide along.")
     scale = 1.0 / np.sqrt(square)
-    return {t.name: grad.mul(scale).numpy() for t, grad in zip(trainable, grads, strict=True)}
+    return {t.name: grad.mul(scale).cpu().numpy() for t, grad in zip(trainable, grads, strict=True)}

@@ -20,13 +20,19 @@ from torch import nn
 from fedbench.base.account import Meter
 from fedbench.base.errors import ModelError
 from fedbench.data.rows import Batch
-from fedbench.models.cut import Cut, RowHead, State
+from fedbench.models.cut import Cut, RowHead, State, wide
 from fedbench.models.trainable import Tensor, Trainable
+from fedbench.models.vocab import VocabLoss, losses, summary
+from fedbench.zo import micro
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms
-from fedbench.zo.kernels import cpu
+from fedbench.zo.kernels.device import Kernels, kernels_of
 
-#: Entries of one scratch tile: two of them stay in a core's second-level cache.
-TILE = 128 * 1024
+#: Entries of one scratch tile. A matrix product packs its whole input again for each tile, so tiles are wide: from
+#: 1 Mi entries on, products are as fast as those of the whole matrix (docs/engine.md).
+TILE = 3 * 512 * 1024
+
+#: Rows of a tile come in multiples of this, which the products' inner kernels divide without a rest.
+GRAIN = 64
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Visit = Batch | State | torch.Tensor
@@ -45,19 +51,22 @@ class Probe:
 class Stream:
     """Runs a cut on pairs of perturbed weights; between visits the model computes as ever."""
 
-    def __init__(self, cut: Cut, trainable: Trainable, meter: Meter, *, gaussian: bool) -> None:
+    def __init__(self, cut: Cut, trainable: Trainable, meter: Meter, *, gaussian: bool, micro_batch: int = 0) -> None:
         self.cut = cut
+        self.micro_batch = micro_batch
         self.meter = meter
         self.gaussian = gaussian
         self.block_runs = [0] * cut.stages
         self._probe: Probe | None = None
         self._tensors = {id(t.parameter): t for t in trainable}
-        self._scratch: dict[tuple[str, int], torch.Tensor] = {}
+        self._scratch: dict[str, torch.Tensor] = {}
+        self._device = next(cut.parameters()).device
+        self._view = cut.residency.view
         owned: set[int] = set()
         for module in cut.modules():
             parameters = [p for p in module.parameters(recurse=False) if id(p) in self._tensors]
             leaf = _LEAVES.get(_kind(module))
-            if isinstance(module, RowHead):
+            if isinstance(module, RowHead | VocabLoss):
                 parameters = [p for p in module.linear.parameters() if id(p) in self._tensors]
             if leaf is None or not parameters:
                 continue
@@ -65,7 +74,7 @@ class Stream:
             module.forward = _Leaf(self, module, leaf)
         for tensor in trainable:
             if id(tensor.parameter) not in owned:
-                kinds = ", ".join(kind.__name__ for kind in _LEAVES)
+                kinds = ", ".join(kind if isinstance(kind, str) else kind.__name__ for kind in _LEAVES)
                 raise ModelError(f"{tensor.name} is trainable but sits in no leaf that can be perturbed ({kinds}).")
 
     def losses(self, batch: Batch, direction: Direction, h: float, walk: Terms = AT_WEIGHTS) -> tuple[float, float]:
@@ -74,6 +83,7 @@ class Stream:
 
     def begin(self, batch: Batch) -> Batch:
         """Return the batch twice, as the input of both streams."""
+        batch = self.cut.residency.batch(batch)
         return Batch(*(torch.cat((t, t)) for t in (batch.ids, batch.mask, batch.labels, batch.lengths)))
 
     @torch.inference_mode()
@@ -86,17 +96,19 @@ class Stream:
                 rows, length = (state if isinstance(state, Batch) else state.batch).ids.shape
                 self.meter.add(self.cut.stage_flops(stage, rows, length))
                 self.block_runs[stage] += 1
-                state = self.cut.run_stage(stage, state)
+                state = micro.run_stage(self.cut, stage, state, self.micro_batch, reuse=stage > stages.start)
         finally:
             self._probe = None
         return state
 
     def end(self, state: Visit, first: int, labels: torch.Tensor, probe: Probe) -> tuple[float, float]:
-        """Run both streams from stage `first` to the end; return each one's mean cross-entropy, summed in float64."""
-        logits = self.run(state, range(first, self.cut.stages), probe)
-        assert isinstance(logits, torch.Tensor)
-        n = len(labels)
-        return _mean_loss(logits[:n], labels), _mean_loss(logits[n:], labels)
+        """Run both streams from stage `first` to the end; return each one's mean loss, summed in float64."""
+        assert not isinstance(state, torch.Tensor)
+        batch = state if isinstance(state, Batch) else state.batch
+        out = self.run(state, range(first, self.cut.stages), probe)
+        assert isinstance(out, torch.Tensor)
+        values, n = self.cut.head.losses(out, batch), len(labels)
+        return float(values[:n].mean()), float(values[n:].mean())
 
     @property
     def active(self) -> bool:
@@ -113,17 +125,17 @@ class Stream:
         direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
         plus, minus = self._buffer(use + "+", count), self._buffer(use + "-", count)
         guide = direction.guide_flat(tensor.name)
-        cpu.pair(
+        self._kernels.pair(
             tensor.flat[first : first + count],
             first,
-            cpu.stream_keys(walk.keys, tensor.key),
+            self._kernels.stream_keys(walk.keys, tensor.key),
             walk.coef,
-            cpu.stream_keys(direction.key[None], tensor.key)[0],
+            self._kernels.stream_keys(direction.key[None], tensor.key)[0],
             h * direction.z_scale,
             guide[first : first + count],
             h * direction.guide_scale,
-            plus.numpy(),
-            minus.numpy(),
+            self._view(plus),
+            self._view(minus),
             self.gaussian,
         )
         return plus, minus
@@ -137,38 +149,38 @@ class Stream:
         size = len(rows) * columns
         plus = self._buffer(use + "+", size).view(len(rows), columns)
         minus = self._buffer(use + "-", size).view(len(rows), columns)
-        index = rows.numpy()
+        index = self._view(rows)
         guide = direction.guide_flat(tensor.name)
-        guide2d = guide.reshape(weight.shape)[index] if guide.size else guide.reshape(0, 0)
-        cpu.pair_rows(
-            weight,
-            index,
-            cpu.stream_keys(walk.keys, tensor.key),
-            walk.coef,
-            cpu.stream_keys(direction.key[None], tensor.key)[0],
-            h * direction.z_scale,
-            guide2d,
-            h * direction.guide_scale,
-            plus.numpy(),
-            minus.numpy(),
-            self.gaussian,
-        )
+        guide2d = guide.reshape(weight.shape) if len(guide) else guide.reshape(0, 0)
+        for part in tensor.picks(len(index)):
+            self._kernels.pair_rows(
+                weight,
+                index[part],
+                self._kernels.stream_keys(walk.keys, tensor.key),
+                walk.coef,
+                self._kernels.stream_keys(direction.key[None], tensor.key)[0],
+                h * direction.z_scale,
+                guide2d[index[part]] if len(guide) else guide2d,
+                h * direction.guide_scale,
+                self._view(plus)[part],
+                self._view(minus)[part],
+                self.gaussian,
+            )
         return plus, minus
+
+    @property
+    def _kernels(self) -> Kernels:
+        return kernels_of(self.cut.residency)
 
     def _buffer(self, use: str, count: int) -> torch.Tensor:
         """Return scratch that starts on a cache line, so that products see the same alignment in every process."""
-        size = TILE if use.startswith("tile") and count <= TILE else count
-        buffer = self._scratch.get((use, size))
-        if buffer is None:
-            buffer = self._scratch[use, size] = torch.empty(size)
+        buffer = self._scratch.get(use)
+        if buffer is None or len(buffer) < count:
+            buffer = self._scratch[use] = torch.empty(count, device=self._device)
         return buffer[:count]
 
 
-Dual = Callable[[Stream, Any, torch.Tensor], torch.Tensor]
-
-
-def _mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return float(F.cross_entropy(logits.double(), labels))
+Dual = Callable[..., torch.Tensor]
 
 
 class _Leaf:
@@ -180,8 +192,8 @@ class _Leaf:
         self._dual = dual
         self._plain = module.forward
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._dual(self._stream, self._module, x) if self._stream.active else self._plain(x)
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._dual(self._stream, self._module, *inputs) if self._stream.active else self._plain(*inputs)
 
 
 def _vector(stream: Stream, parameter: torch.Tensor | None, use: str) -> Vectors:
@@ -190,20 +202,26 @@ def _vector(stream: Stream, parameter: torch.Tensor | None, use: str) -> Vectors
     return (parameter, parameter) if tensor is None else stream.pair(tensor, 0, tensor.size, use)
 
 
+def _tile_rows(rows: int, columns: int) -> int:
+    """Return the rows of equal tiles of a matrix, each of about TILE entries at most."""
+    tiles = -(-rows * columns // TILE)
+    return -(-rows // tiles // GRAIN) * GRAIN
+
+
 def _linear(stream: Stream, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     flat = x.reshape(-1, module.in_features)
     half = flat.shape[0] // 2
     biases = _vector(stream, module.bias, "bias")
-    out = torch.empty(flat.shape[0], module.out_features)
+    out = torch.empty(flat.shape[0], module.out_features, device=x.device)
     halves = (slice(0, half), slice(half, 2 * half))
     weight = stream.tensor_of(module.weight)
     if weight is None:
-        torch.mm(flat, module.weight.t(), out=out)
+        torch.mm(flat, wide(module.weight).t(), out=out)
         for rows, bias in zip(halves, biases, strict=True):
             if bias is not None:
                 out[rows] += bias
     else:
-        step = max(1, TILE // module.in_features)
+        step = _tile_rows(module.out_features, module.in_features)
         for top in range(0, module.out_features, step):
             end = min(top + step, module.out_features)
             tiles = stream.pair(weight, top * module.in_features, (end - top) * module.in_features, "tile")
@@ -234,7 +252,7 @@ def _embedding(stream: Stream, module: nn.Embedding, ids: torch.Tensor) -> torch
     assert tensor is not None
     used, where = torch.unique(ids[:half], return_inverse=True)
     plus, minus = stream.pair_rows(tensor, used, "rows")
-    out = torch.empty(*ids.shape, module.embedding_dim)
+    out = torch.empty(*ids.shape, module.embedding_dim, device=ids.device)
     flat = out.view(2, -1, module.embedding_dim)
     for stream_, copy in enumerate((plus, minus)):
         torch.index_select(copy, 0, where.reshape(-1), out=flat[stream_])
@@ -244,13 +262,13 @@ def _embedding(stream: Stream, module: nn.Embedding, ids: torch.Tensor) -> torch
 def _row_head(stream: Stream, module: RowHead, x: torch.Tensor) -> torch.Tensor:
     half = x.shape[0] // 2
     linear = module.linear
-    out = torch.empty(x.shape[0], len(module.rows))
+    out = torch.empty(x.shape[0], len(module.rows), device=x.device)
     halves = (slice(0, half), slice(half, 2 * half))
     for use, parameter in (("rows", linear.weight), ("bias", getattr(linear, "bias", None))):
         if parameter is None:
             continue
         tensor = stream.tensor_of(parameter)
-        copies = (parameter[module.rows],) * 2 if tensor is None else stream.pair_rows(tensor, module.rows, use)
+        copies = (wide(parameter[module.rows]),) * 2 if tensor is None else stream.pair_rows(tensor, module.rows, use)
         for rows, copy in zip(halves, copies, strict=True):
             if use == "rows":
                 torch.mm(x[rows], copy.t(), out=out[rows])
@@ -259,17 +277,88 @@ def _row_head(stream: Stream, module: RowHead, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-_LEAVES: dict[type[nn.Module], Dual] = {
+#: Input features of one tile of a Conv1D at least: each tile is a product that is added to the output.
+_CONV_ROWS = 256
+
+
+def _conv1d(stream: Stream, module: Any, x: torch.Tensor) -> torch.Tensor:
+    """GPT-2's Linear, whose weight is [in, out]: a tile is some input features."""
+    flat = x.reshape(-1, module.nx)
+    half = flat.shape[0] // 2
+    out = torch.empty(flat.shape[0], module.nf, device=x.device)
+    halves = (slice(0, half), slice(half, 2 * half))
+    for rows, bias in zip(halves, _vector(stream, module.bias, "bias"), strict=True):
+        assert bias is not None
+        out[rows] = bias
+    weight = stream.tensor_of(module.weight)
+    if weight is None:
+        out.addmm_(flat, wide(module.weight))
+    else:
+        step = max(_CONV_ROWS, TILE // module.nf)
+        for top in range(0, module.nx, step):
+            end = min(top + step, module.nx)
+            tiles = stream.pair(weight, top * module.nf, (end - top) * module.nf, "tile")
+            for rows, tile in zip(halves, tiles, strict=True):
+                out[rows].addmm_(flat[rows, top:end], tile.view(end - top, module.nf))
+    return out.view(*x.shape[:-1], module.nf)
+
+
+def _rms_norm(stream: Stream, module: Any, x: torch.Tensor) -> torch.Tensor:
+    out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+    half = x.shape[0] // 2
+    for rows, weight in zip((out[:half], out[half:]), _vector(stream, module.weight, "norm weight"), strict=True):
+        assert weight is not None
+        rows.mul_(weight)
+    return out
+
+
+def _vocab_loss(stream: Stream, module: VocabLoss, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Both streams' losses by tiles of the vocabulary, each perturbed once: largest logit and sum are kept as it goes."""
+    linear = module.linear
+    n, half = x.shape[0], x.shape[0] // 2
+    weight, biases = stream.tensor_of(linear.weight), _vector(stream, linear.bias, "bias")
+    top, total = x.new_full((n,), -torch.inf), x.new_zeros(n, dtype=torch.float64)
+    wanted = x.new_empty(n)
+    step = max(1, TILE // linear.in_features)
+    for low in range(0, linear.out_features, step):
+        high = min(low + step, linear.out_features)
+        if weight is None:
+            tiles: Any = (wide(linear.weight[low:high]),) * 2
+        else:
+            tiles = stream.pair(weight, low * linear.in_features, (high - low) * linear.in_features, "tile")
+            weight.residency.release(weight.flat[low * linear.in_features : high * linear.in_features])
+        for rows, tile, bias in zip((slice(0, half), slice(half, n)), tiles, biases, strict=True):
+            logits = x[rows] @ tile.view(high - low, -1).t()
+            if bias is not None:
+                logits += bias[low:high]
+            best, sum_ = summary(logits)
+            new = torch.maximum(top[rows], best)
+            total[rows] *= (top[rows] - new).double().exp()
+            total[rows] += sum_ * (best - new).double().exp()
+            top[rows] = new
+            here = ((targets[rows] >= low) & (targets[rows] < high)).nonzero()[:, 0]
+            wanted[rows][here] = logits[here, targets[rows][here] - low]
+    return losses(top, total, wanted)
+
+
+#: Leaf type -> its dual forward; types of transformers by name, since it is imported where a job needs it alone.
+_LEAVES: dict[type[nn.Module] | str, Dual] = {
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     RowHead: _row_head,
+    VocabLoss: _vocab_loss,
+    "Conv1D": _conv1d,
+    "LlamaRMSNorm": _rms_norm,
+    "Qwen2RMSNorm": _rms_norm,
 }
 
 
-def _kind(module: nn.Module) -> type[nn.Module]:
+def _kind(module: nn.Module) -> type[nn.Module] | str:
     """Return the leaf type of a module: itself or the one it is derived from without a forward of its own."""
+    if type(module).__module__.startswith("transformers.") and type(module).__name__ in _LEAVES:
+        return type(module).__name__
     for kind in _LEAVES:
-        if isinstance(module, kind) and type(module).forward is kind.forward:
+        if isinstance(kind, type) and isinstance(module, kind) and type(module).forward is kind.forward:
             return kind
     return type(module)

@@ -17,9 +17,10 @@ from typing import Any
 from fedbench.base import config
 from fedbench.comm.base import Transport
 from fedbench.data import embedded
-from fedbench.run import finish, launch, runner
+from fedbench.run import launch, runner
 from fedbench.run.build import METHODS, Job, resolve
 from fedbench.run.execute import Execution, Options
+from fedbench.run.memory import Memory
 from fedbench.run.runner import Outcome, Runner
 
 ROUNDS = 4
@@ -45,7 +46,10 @@ HARD: dict[str, Any] = {
     "zo": {"perturbations": 2, "distribution": "gaussian"},
     "comm": {"lz4": True, "deadline_s": 60.0},
 }
-VARIANTS = {"plain": PLAIN, "hard": HARD}
+#: Architectures of transformers: a decoder with tied embeddings in micro-batches, an encoder with padding.
+OPT: dict[str, Any] = PLAIN | {"model": {"name": "shape:opt-tiny", "micro_batch": 2}}
+ROBERTA: dict[str, Any] = PLAIN | {"model": {"name": "shape:roberta-tiny", "trainable": "full"}}
+VARIANTS = {"plain": PLAIN, "hard": HARD, "opt": OPT, "roberta": ROBERTA}
 STOPPED = "stopped"
 
 
@@ -59,10 +63,10 @@ def job(method: str, variant: dict[str, Any], ranks: int) -> Job:
 
 def run_one(transport: Transport, method: str, variant: dict[str, Any], options: Options) -> int:
     """Return the exit code of one run."""
-    return Execution(transport, finish.Memory())(lambda size: job(method, variant, size), options)
+    return Execution(transport, Memory())(lambda size: job(method, variant, size), options)
 
 
-def stopped_and_resumed(transport: Transport, method: str, folder: Path) -> list[int]:
+def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant: dict[str, Any] = HARD) -> list[int]:
     """Return the exit codes of a run that one rank's signal stops, and of the one that goes on."""
     play = Runner.play
 
@@ -74,10 +78,10 @@ def stopped_and_resumed(transport: Transport, method: str, folder: Path) -> list
 
     runner.Runner.play = play_and_signal
     try:
-        first = run_one(transport, method, HARD, Options(folder))
+        first = run_one(transport, method, variant, Options(folder))
     finally:
         runner.Runner.play = play
-    return [first, run_one(transport, method, HARD, Options(folder, resume=True))]
+    return [first, run_one(transport, method, variant, Options(folder, resume=True))]
 
 
 def body(transport: Transport, folder: Path) -> int:

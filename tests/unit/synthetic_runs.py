@@ -141,6 +141,7 @@ def _memory(ranks: int) -> dict[str, np.ndarray]:
         "phase": np.array(phases * ranks),
         "peak_bytes": np.array([210_000_000, 230_000_000, 244_000_000] * ranks),
         "above_import_bytes": np.array([0, 20_000_000, 34_000_000] * ranks),
+        "weights_bytes": np.array([0, 1_300_000, 1_300_000] * ranks),
     }
 
 

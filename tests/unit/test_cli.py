@@ -305,7 +305,7 @@ SMALL_BERT = {
     [
         (SMALL_BERT, ["no model can be read there"]),
         (None, ["no model can be read there"]),
-        ({"model_type": "gpt2"}, ["'gpt2' has no cut", "Allowed: bert"]),
+        ({"model_type": "t5"}, ["'t5' has no cut", "Allowed: opt"]),
         ({"model_type": "bertt"}, ["no model can be read there"]),
     ],
     ids=["no weights", "no config", "no cut", "no such type"],

@@ -30,7 +30,7 @@ from fedbench.zo.update import subtract
 
 DRAWS = 10_000
 DISTRIBUTIONS = pytest.mark.parametrize("gaussian", [False, True], ids=["rademacher", "gaussian"])
-NAME = "head.weight"
+NAME = "head.linear.weight"
 
 
 def make_lab(gradient: np.ndarray, *, count: int = 1, gaussian: bool = False, square: bool = False) -> Lab:

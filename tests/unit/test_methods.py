@@ -187,6 +187,7 @@ def replayed(built: Built, start: Mapping[str, np.ndarray], log: Log) -> dict[st
 @pytest.mark.parametrize(
     ("method", "rounds", "part"),
     [
+        pytest.param("fedmezo", 1000, "bitfit", marks=pytest.mark.slow),
         ("fedmezo", 50, "head"),
         ("fedspzo", 50, "bitfit"),
         ("cooperllm", 50, "head"),
@@ -203,7 +204,7 @@ def test_the_weights_are_those_that_logged_scalars_rebuild(method: str, rounds: 
         "method.fedspzo.lr_ratio": 1.7,
         f"method.{method}.schedule": "linear",
     }
-    if rounds == 50:
+    if rounds >= 50:
         changes |= {"federation.local_steps": 1, "zo.perturbations": 1, "method.fedspzo.p1": 1, "method.fedspzo.p2": 2}
     built = make(method, changes)
     start, log = weights(built.trainable), Log(built)
@@ -211,7 +212,8 @@ def test_the_weights_are_those_that_logged_scalars_rebuild(method: str, rounds: 
     found, expected = weights(built.trainable), replayed(built, start, log)
     moved = flat(found) - flat(start)
     error = flat(found) - flat({name: tensor.numpy() for name, tensor in expected.items()})
-    assert np.linalg.norm(error) <= 1e-6 * np.linalg.norm(flat(found))
+    subtractions = 2 * rounds * built.lab.local_steps * built.lab.perturbations  # each rounded to float32 by itself
+    assert np.linalg.norm(error) <= max(1e-6, 2**-24 * np.sqrt(2 * subtractions)) * np.linalg.norm(flat(found))
     assert np.linalg.norm(error) <= 1e-3 * np.linalg.norm(moved), "the walk is too short to show anything"
 
 

@@ -15,10 +15,11 @@ from fedbench.base.errors import NumericsError
 from fedbench.run import finish
 from fedbench.run.build import Built
 from fedbench.run.callbacks.metrics import Metrics, evaluate
+from fedbench.run.memory import CUMULATIVE, PHASES
 from fedbench.run.runner import Outcome
 
 QUICK = {"model.trainable": "head", "federation.batch_size": 2}
-NO_RANKS = finish.Ranks(np.array([[100, 150, 190]]), {name: np.empty(0) for name in records.SPAN_COLUMNS})
+NO_RANKS = finish.Ranks(np.ones((1, len(PHASES), 3), int), {name: np.empty(0) for name in records.SPAN_COLUMNS})
 
 
 def guarded(*zeros_of_scalars: tuple[int, int]) -> None:
@@ -175,11 +176,16 @@ def test_the_best_accuracy_is_the_test_one_where_dev_is_best() -> None:
 def test_memory_is_that_of_ranks_that_host_devices_alone() -> None:
     tiny = Tiny(make("fedmezo", QUICK, evaluated=4))
     tiny.run()
-    peaks = np.array([[100, 900, 990], [100, 150, 260], [110, 290, 290]])
-    record = finish.assemble(tiny.runner, tiny.metrics, NO_RANKS._replace(memory=peaks), "rounds", {})
+    above = np.array([[0, 800, 890, 500], [0, 50, 160, 0], [0, 180, 180, 0]])
+    peaks = np.where(above + np.array([1, 1, 1, 0]) > 0, above + 100, 0)
+    memory = np.stack([peaks, above, np.full_like(peaks, 7)], axis=2)
+    record = finish.assemble(tiny.runner, tiny.metrics, NO_RANKS._replace(memory=memory), "rounds", {})
     assert record.summary.peak_device_bytes == 180
-    assert record.memory["above_import_bytes"].tolist() == [0, 800, 890, 0, 50, 160, 0, 180, 180]
-    assert record.memory["phase"].tolist() == list(finish.PHASES) * 3
+    assert record.memory["above_import_bytes"].tolist() == [0, 800, 890, 500, 0, 50, 160, 0, 180, 180]
+    assert record.memory["phase"].tolist() == [*PHASES, *PHASES[:3], *PHASES[:3]]
+    assert set(record.memory["weights_bytes"].tolist()) == {7}
+    together = finish.assemble(tiny.runner, tiny.metrics, NO_RANKS._replace(apart=False), "rounds", {})
+    assert together.memory["phase"].tolist() == [phase + CUMULATIVE for phase in PHASES]
     alone = finish.assemble(tiny.runner, tiny.metrics, NO_RANKS, "rounds", {})
     assert alone.summary.peak_device_bytes is None
 

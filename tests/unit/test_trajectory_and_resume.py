@@ -17,10 +17,11 @@ from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, ResultError
 from fedbench.base.identity import config_sha256
 from fedbench.comm.loopback import Loopback
 from fedbench.results import reader
-from fedbench.run import execute, finish, launch
+from fedbench.run import execute, launch
 from fedbench.run.build import METHODS, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
+from fedbench.run.memory import Memory
 from fedbench.run.runner import Trajectory, weights_sha256
 
 ROUNDS = 4
@@ -283,7 +284,7 @@ def own_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def play(folder: Path, *, resume: bool = False, force: bool = False) -> int:
     job = make_job("cooperllm", CHANGES | {"run.target_accuracy": 0.3, "model.trainable": "head"})
-    execution = execute.Execution(Loopback(), finish.Memory())
+    execution = execute.Execution(Loopback(), Memory())
     return execution(lambda _: job, execute.Options(folder, resume, force))
 
 

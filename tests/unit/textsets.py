@@ -57,3 +57,38 @@ def make_tokeniser(folder: Path) -> Path:
     inner.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
     return folder
+
+
+def prompt_tokeniser(folder: Path, kind: str) -> Path:
+    """Write a small tokeniser that knows a few English words: `bpe` as GPT-2 and RoBERTa have it, or whole `words`."""
+    known = ["it", "was", "well", "all", "in", "a", "the", "good", "bad", "film", "plot", "text", "number", "test"]
+    if kind == "bpe":
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<s>", "<pad>", "</s>", "<mask>"],
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        phrases = [f"{word} {word} It was {word} {i}" for word in known for i in range(9)]
+        inner.train_from_iterator([*phrases, *known] * 3, trainer)
+        inner.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
+        inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        named = {"pad_token": "<pad>", "mask_token": "<mask>"}
+    else:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "!", ":", *known, *WORDS, *map(str, range(100))]
+        inner = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+        )
+        inner.normalizer = tokenizers.normalizers.Lowercase()
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        inner.add_special_tokens(["[MASK]"])
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        named = {"pad_token": "[PAD]", "mask_token": "[MASK]"}
+    folder.mkdir(exist_ok=True)
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return folder

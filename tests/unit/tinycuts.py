@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedbench.data.rows import Batch, Rows
-from fedbench.models.cut import Cut, State
+from fedbench.models import shapes
+from fedbench.models.cut import Cut, Head, State
 from fedbench.models.decoders import EmbeddedCut
-from fedbench.models.encoders import BertCut
-from fedbench.models.heads import LabelWords, MeanPooled
 from fedbench.models.embedded.network import load_pretrained
+from fedbench.models.encoders import BertCut
+from fedbench.models.families import FAMILIES, HeadKind, auto_class, cut_of
+from fedbench.models.heads import LabelWords, MeanPooled
 
 LABEL_WORDS = (2, 4, 6, 8)
 
@@ -55,10 +56,35 @@ def bert_cut(attention: str = "sdpa") -> BertCut:
     return cut.eval()
 
 
+#: Every architecture, with opt-350m's layout as one of its own.
+KINDS = ("opt", "opt-350m", "gpt2", "llama", "qwen2", "bert", "roberta", "distilbert")
+CAUSAL = KINDS[:5]
+MASK = 3
+
+
+def architecture(kind: str, head: HeadKind, attention: str = "sdpa") -> tuple[Cut, Any]:
+    """Return the cut of a small model with random weights, and a copy of the model for its own forward.
+
+    It has 3 classes; the copy is the whole model of transformers, or its body for a prototype head.
+    """
+    import transformers
+
+    family = FAMILIES[kind.partition("-")[0]]
+    config = shapes.config_of(f"{kind.partition('-')[0]}-tiny")
+    config.num_labels, config.pad_token_id = 3, 0 if kind != "roberta" else 1
+    if kind == "opt-350m":
+        config.do_layer_norm_before, config.word_embed_proj_dim = False, 24
+    with torch.random.fork_rng(devices=[]):
+        model = getattr(transformers, auto_class(family, head)).from_config(config, attn_implementation=attention)
+        cut = cut_of(family, head, model, 3, (11, 5, 70), MASK)
+    fill(cut, 2)
+    return cut.eval(), copy.deepcopy(model).eval()
+
+
 def batch_for(cut: Cut, rows: int = 5, length: int = 12, seed: int = 0, *, padded: bool = True) -> Batch:
     """Return rows of random ids; padded ones have lengths from 3 to `length`."""
     draw = np.random.default_rng(seed)
-    words = 256 if isinstance(cut, EmbeddedCut) else 97
+    words = 256 if isinstance(cut, EmbeddedCut) else min(97, getattr(cut.backbone.config, "vocab_size", 97))
     lengths = draw.integers(3, length + 1, rows) if padded else np.full(rows, length)
     lengths[0] = length
     ids = draw.integers(1, words, (rows, length))
@@ -69,29 +95,50 @@ def batch_for(cut: Cut, rows: int = 5, length: int = 12, seed: int = 0, *, padde
 
 
 def plain_losses(cut: Cut, moved: dict[str, np.ndarray], batch: Batch) -> float:
-    """Return the mean loss by the plain forward of a cut without a stream, with `moved` weights (flat, by name)."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in cut.named_parameters()}
-    placed = {name: torch.from_numpy(values.reshape(shapes[name])) for name, values in moved.items()}
-    with torch.no_grad():
-        return float(F.cross_entropy(functional_call(cut, placed, (batch,)).double(), batch.labels))
+    """Return the mean loss by the plain forward of a cut without a stream, with `moved` weights (flat, by name).
 
-
-class ScoreCut(Cut):
-    """One linear score of a fixed feature vector, with loss OFFSET - score (or - score**2 / 2) to the last bit of float64.
-
-    Two logits, the score and a constant far above it: cross-entropy of label 0 is then log(1 + exp(c - score)),
-    which is c - score wherever c - score > 40.
+    It is computed on a copy, since `torch.func.functional_call` leaves tied weights untied.
     """
+    cut = copy.deepcopy(cut)
+    with torch.no_grad():
+        for name, parameter in cut.named_parameters():
+            if name in moved:
+                parameter.copy_(torch.from_numpy(moved[name]).view_as(parameter))
+        return float(cut.head.losses(cut(batch), batch).mean())
+
+
+class Score(Head):
+    """The loss is OFFSET - score, or OFFSET - score**2 / 2, to the last bit of float64."""
 
     OFFSET = 1000.0
 
-    def __init__(self, features: np.ndarray, *, square: bool = False) -> None:
+    def __init__(self, width: int, *, square: bool) -> None:
         super().__init__()
-        self.width, self.classes, self.square = len(features), 2, square
-        self.head = nn.Linear(self.width, 1, bias=False)
-        self.point = torch.from_numpy(features.astype(np.float32))
+        self.classes, self.square = 2, square
+        self.linear = nn.Linear(width, 1, bias=False)
         with torch.no_grad():
-            self.head.weight.zero_()
+            self.linear.weight.zero_()
+
+    def features(self, h: Tensor, batch: Batch) -> Tensor:
+        return h[:, 0].contiguous()
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.linear(features)
+
+    def losses(self, out: Tensor, batch: Batch) -> Tensor:
+        score = out[:, 0].double()
+        return self.OFFSET - (score**2 / 2 if self.square else score)
+
+
+class ScoreCut(Cut):
+    """One linear score of a fixed feature vector."""
+
+    OFFSET = Score.OFFSET
+
+    def __init__(self, features: np.ndarray, *, square: bool = False) -> None:
+        super().__init__(nn.Module(), Score(len(features), square=square))
+        self.width = len(features)
+        self.point = torch.from_numpy(features.astype(np.float32))
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -101,24 +148,11 @@ class ScoreCut(Cut):
     def embed_modules(self) -> Sequence[nn.Module]:
         return []
 
-    @property
-    def head_modules(self) -> Sequence[nn.Module]:
-        return [self.head]
-
     def embed(self, batch: Batch) -> State:
         return State(self.point.expand(len(batch.ids), 1, -1), None, batch)
 
     def block(self, index: int, state: State) -> State:
         raise AssertionError("there are no blocks")
-
-    def features(self, state: State) -> Tensor:
-        return state.h[:, 0].contiguous()
-
-    def classify(self, features: Tensor) -> Tensor:
-        score = self.head(features)
-        if self.square:
-            score = score.double() ** 2 / 2
-        return torch.cat([score, torch.full_like(score, self.OFFSET)], 1)
 
 
 def score_batch() -> Batch:

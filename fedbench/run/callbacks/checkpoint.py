@@ -30,7 +30,7 @@ class SaveCheckpoint:
     def save(self) -> None:
         """Write the state at this round boundary."""
         built, runner = self._runner.built, self._runner
-        arrays = {f"weights/{t.name}": t.flat for t in built.trainable}
+        arrays = {f"weights/{t.name}": t.values() for t in built.trainable}
         arrays |= {f"method/{name}": array for name, array in built.algorithm.state().items()}
         state: dict[str, Any] = {
             "next_round": runner.next_round,
@@ -43,7 +43,7 @@ class SaveCheckpoint:
 def take_up(checkpoint: Checkpoint, runner: Runner, metrics: Metrics) -> None:
     """Put a run on rank 0 where its checkpoint was made."""
     for tensor in runner.built.trainable:
-        tensor.flat[:] = checkpoint.arrays[f"weights/{tensor.name}"]
+        tensor.assign(checkpoint.arrays[f"weights/{tensor.name}"])
     method = {k.removeprefix("method/"): v for k, v in checkpoint.arrays.items() if k.startswith("method/")}
     runner.built.algorithm.restore(method)
     runner.next_round = int(checkpoint.state["next_round"])

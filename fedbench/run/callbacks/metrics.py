@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fedbench.base.clock import Clock
 from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Rows
 from fedbench.models.cut import Cut
-from fedbench.models.load import features_of
 from fedbench.models.probe import logistic_accuracy
+from fedbench.models.start import features_of
 from fedbench.run.build import Built
 from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.runner import Outcome, Runner, weights_sha256
@@ -150,13 +149,13 @@ class Metrics:
 def evaluate(cut: Cut, rows: Rows) -> tuple[float, float]:
     """Return accuracy 0..1 and mean loss of a split, in batches of similar length."""
     order = np.argsort(rows.lengths, kind="stable")
-    right, loss = 0, 0.0
+    right = loss = 0.0
     with torch.inference_mode():
         for start in range(0, len(order), _EVALUATION_ROWS):
-            batch = rows.batch(order[start : start + _EVALUATION_ROWS])
-            logits = cut(batch).double()
-            right += int((logits.argmax(1) == batch.labels).sum())
-            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+            batch = cut.residency.batch(rows.batch(order[start : start + _EVALUATION_ROWS]))
+            out = cut(batch)
+            right += float(cut.head.hits(out, batch).sum())
+            loss += float(cut.head.losses(out, batch).sum())
     return right / len(rows), loss / len(rows)
 
 

@@ -1,0 +1,102 @@
+"""The memory of a rank, phase by phase: what it held at most while it imported, loaded, trained and evaluated.
+
+The system's high-water mark is set back at the start of each phase, and what loading left free in the heap is given
+back at its end, so that a phase does not answer for the one before. Nothing here knows another rank.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedbench.base import account
+from fedbench.run.callbacks.metrics import Metrics
+from fedbench.run.runner import Outcome
+
+PHASES = ("import", "load", "train", "evaluate")
+
+#: Behind a phase's name where the high-water mark can't be set back.
+CUMULATIVE = " (highest so far)"
+
+
+class Memory:
+    """Highest resident memory of this process in each phase, in bytes, from the start of the process."""
+
+    def __init__(self) -> None:
+        self.apart = True
+        self._phase = PHASES[0]
+        self._peaks = dict.fromkeys(PHASES, 0)
+        self._gpu = dict.fromkeys(PHASES, 0)
+        self._weights = dict.fromkeys(PHASES, 0)
+        self._baseline = 0
+        self._held = 0
+
+    def enter(self, phase: str) -> None:
+        """End the phase at hand and begin another, or go on with an earlier one."""
+        self.note()
+        if self._phase == "load":
+            account.give_back_free_memory()
+        if self._phase == "import":
+            self._baseline = account.resident_bytes()
+        self.apart = account.reset_peak() and self.apart
+        self._phase = phase
+
+    def weights(self, held_bytes: int) -> None:
+        """Say how many bytes of weights are in memory at a time from now on."""
+        self._held = held_bytes
+
+    def note(self) -> None:
+        """Take the high-water mark of the phase at hand."""
+        phase = self._phase
+        self._peaks[phase] = max(self._peaks[phase], account.peak_bytes())
+        self._gpu[phase] = max(self._gpu[phase], account.gpu_peak_bytes())
+        self._weights[phase] = self._held
+
+    def table(self) -> np.ndarray:
+        """Return int64 [phases, 3]: peak, the same above what was resident after the imports, weights held.
+
+        A phase that never was is 0 throughout; less than after the imports is 0 above them.
+        """
+        after = [phase != PHASES[0] for phase in PHASES]
+        peaks = np.array([*self._peaks.values()], np.int64)
+        above = np.where(after, np.maximum(peaks - self._baseline, 0), 0)
+        return np.stack([peaks, above, np.array([*self._weights.values()], np.int64)], axis=1)
+
+
+class Evaluating:
+    """Metrics as an observer whose memory is counted as a phase of its own."""
+
+    def __init__(self, metrics: Metrics, memory: Memory) -> None:
+        self._metrics = metrics
+        self._memory = memory
+
+    def started(self) -> None:
+        """Evaluate the start model."""
+        self._memory.enter("evaluate")
+        self._metrics.started()
+        self._memory.enter("train")
+
+    def played(self, outcome: Outcome) -> bool:
+        """Evaluate after a round; return whether the target is reached and the job stops there."""
+        self._memory.enter("evaluate")
+        reached = self._metrics.played(outcome)
+        self._memory.enter("train")
+        return reached
+
+
+def device_peak(memory: np.ndarray) -> int | None:
+    """Return the highest peak above the imports of a rank that hosts devices alone; None with one rank."""
+    return int(memory[1:, 1:, 1].max()) if len(memory) > 1 else None
+
+
+def memory_columns(memory: np.ndarray, *, apart: bool) -> dict[str, np.ndarray]:
+    """Return the run file's memory table of int64 [ranks, phases, 3]; rows of phases that never were are left out."""
+    ranks, phases, _ = memory.shape
+    names = [phase if apart else phase + CUMULATIVE for phase in PHASES]
+    table = {
+        "rank": np.repeat(np.arange(ranks, dtype=np.int32), phases),
+        "phase": np.array(names * ranks),
+        "peak_bytes": memory[:, :, 0].reshape(-1),
+        "above_import_bytes": memory[:, :, 1].reshape(-1),
+        "weights_bytes": memory[:, :, 2].reshape(-1),
+    }
+    return {name: column[table["peak_bytes"] > 0] for name, column in table.items()}
