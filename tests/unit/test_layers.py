@@ -57,7 +57,9 @@ TORCH_FORBIDDEN = {
 }  # fmt: skip
 
 #: One sanctioned use each: (file, dotted name).
-EXCEPTIONS: set[tuple[str, str]] = set()
+EXCEPTIONS: set[tuple[str, str]] = {
+    ("bench/zo_step.py", "torch.randn"),  # the reference, MeZO in place, from a generator of its own
+}
 
 
 def dotted(node: ast.AST) -> str:

@@ -143,7 +143,7 @@ def _base(
 
 def _launch(name: str, programs: int, there: Tensor, *arguments: Any, **how: Any) -> None:
     """Start a kernel on the device of a tensor, behind what was asked of it before."""
-    with torch.cuda.device_of(there):
+    with torch.cuda.device_of(there):  # type: ignore[no-untyped-call]
         getattr(_loops(), name)[(programs,)](*arguments, **how)
 
 
