@@ -36,7 +36,9 @@ ARMS: dict[str, tuple[str, str]] = {
     "zo_resident_bounded": ("zo_resident", "bounded"),
     "sgd": ("sgd", "left"),
     "adamw": ("adamw", "left"),
+    "adamw_bounded": ("adamw", "bounded"),
     "adamw_checkpointing": ("adamw_checkpointing", "left"),
+    "adamw_checkpointing_bounded": ("adamw_checkpointing", "bounded"),
 }
 
 #: Ratio -> the arms above and below.
@@ -47,7 +49,9 @@ RATIOS = {
     "mapped_over_adamw": ("zo_mapped", "adamw"),
     "zo_over_inference_bounded": ("zo_resident_bounded", "inference_bounded"),
     "mapped_over_resident_bounded": ("zo_mapped", "zo_resident_bounded"),
+    "mapped_over_adamw_bounded": ("zo_mapped", "adamw_bounded"),
     "mapped_over_adamw_checkpointing": ("zo_mapped", "adamw_checkpointing"),
+    "mapped_over_adamw_checkpointing_bounded": ("zo_mapped", "adamw_checkpointing_bounded"),
 }
 
 #: What the published claim says of resident zeroth order against backpropagation with Adam: 86.4 % saved.
