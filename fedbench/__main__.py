@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--length", type=_positive, metavar="L", help="tokens of a row (default: 64)")
     bench.add_argument("--trainable", metavar="T", help="the part that is trained (default: full)")
     bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
-    bench.add_argument("--repeats", type=_positive, metavar="R", help="repetitions (default: 8)")
+    bench.add_argument("--repeats", type=_positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
     bench.set_defaults(process=process_bench)
 

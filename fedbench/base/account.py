@@ -34,12 +34,17 @@ class Meter:
 
 def peak_bytes() -> int:
     """Return this process's highest resident memory (VmHWM) since its start or `reset_peak`; 0 where it isn't told."""
-    return _status("VmHWM:")
+    return _told(_STATUS, "VmHWM:")
 
 
 def resident_bytes() -> int:
     """Return this process's resident memory (VmRSS), in bytes; 0 where the system doesn't tell."""
-    return _status("VmRSS:")
+    return _told(_STATUS, "VmRSS:")
+
+
+def available_bytes() -> int:
+    """Return the memory that the machine could still give (MemAvailable), in bytes; 0 where the system doesn't tell."""
+    return _told(Path("/proc/meminfo"), "MemAvailable:")
 
 
 def reset_peak() -> bool:
@@ -105,10 +110,10 @@ def keep_heap() -> None:
         library.mallopt(_TRIM_THRESHOLD, _MOST)
 
 
-def _status(name: str) -> int:
-    if not _STATUS.exists():
+def _told(file: Path, name: str) -> int:
+    if not file.exists():
         return 0
-    line = next((line for line in _STATUS.read_text().splitlines() if line.startswith(name)), "")
+    line = next((line for line in file.read_text().splitlines() if line.startswith(name)), "")
     return int(line.split()[1]) * 1024 if line else 0
 
 

@@ -35,7 +35,7 @@ class Options:
     trainable: str = "full"
     threads: int = 2
     ranks: int = 2
-    repeats: int = 8
+    repeats: int = 6
     link: str | None = None
 
     def tree(self) -> dict[str, Any]:

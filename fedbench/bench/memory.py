@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.base import account
 from fedbench.base.errors import ConfigError, FedbenchError
 from fedbench.bench.harness import Options
 
@@ -83,11 +84,16 @@ def run(options: Options) -> dict[str, Any]:
 def curve(options: Options, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return peaks over batches and lengths, and whether each keeps the claim; `known` are the arms at `options`."""
     points: dict[str, dict[str, Any]] = {}
-    shapes = {(4, 64), (4, options.length), (options.batch, 64), (2 * options.batch, options.length)}
-    for batch, length in sorted(shapes | {(options.batch, options.length)}):
+    here = (options.batch, options.length)
+    shapes = {(4, 64), (4, options.length), (options.batch, 64), here, *((n * here[0], here[1]) for n in (2, 4))}
+    largest = int(known["adamw"]["peak_bytes"])
+    for batch, length in sorted(shapes):
+        wanted, there = largest * batch * length // (here[0] * here[1]), account.available_bytes()
+        if there and wanted > there:
+            points[f"{batch}x{length}"] = {"left_out": f"AdamW may want {wanted:,} bytes; {there:,} are available"}
+            continue
         at = Options(options.model, batch, length, options.trainable, options.threads)
-        here = (batch, length) == (options.batch, options.length)
-        found = known if here else {arm: measure(arm, at) for arm in _CURVE_ARMS}
+        found = known if (batch, length) == here else {arm: measure(arm, at) for arm in _CURVE_ARMS}
         peaks = {arm: int(found[arm]["peak_bytes"]) for arm in _CURVE_ARMS}
         resident, mapped = (peaks[arm] / peaks["adamw"] for arm in _CURVE_ARMS[:2])
         points[f"{batch}x{length}"] = {

@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 from tinycuts import batch_for, embedded_cut
-from tinyruns import WORKING, Tiny, make, same, weights
+from tinyruns import WORKING, Tiny, make, make_job, same, weights
 
 from fedbench.base import account
-from fedbench.base.errors import ConfigError, ModelError
+from fedbench.base.errors import ConfigError, FedbenchError, ModelError
+from fedbench.comm.loopback import Loopback
 from fedbench.data.rows import Batch
 from fedbench.models import checkpoint, mapped
 from fedbench.models.cut import State
 from fedbench.models.mapped import Mapped
 from fedbench.models.residency import RESIDENT
+from fedbench.run import execute
+from fedbench.run.build import Job
 from fedbench.run.callbacks.checkpoint import take_up
 from fedbench.run.ckpt import Checkpoint
+from fedbench.run.memory import Memory
 from fedbench.zo import micro
 
 CHILD = Path(__file__).with_name("limited_child.py")
@@ -179,6 +183,33 @@ def test_a_step_passes_mapped_under_a_limit_that_a_resident_model_fails(tmp_path
     assert "memory" in resident.stderr
     assert passed.returncode == 0, passed.stderr
     assert passed.stdout.startswith("loss ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), r"not enough: MemoryError.*model\.mapped = true"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), r"you tried.*model\.mapped = true"),
+    ],
+)
+def test_memory_that_can_not_be_had_is_one_sentence(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def construct(job: Job) -> None:
+        raise error
+
+    monkeypatch.setattr(execute, "construct", construct)
+    with pytest.raises(FedbenchError, match=told):
+        execute.Execution(Loopback(), Memory())(lambda size: make_job("fedmezo"), execute.Options(tmp_path))
+
+
+def test_other_errors_of_a_run_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def construct(job: Job) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(execute, "construct", construct)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        execute.Execution(Loopback(), Memory())(lambda size: make_job("fedmezo"), execute.Options(tmp_path))
 
 
 @pytest.mark.slow
