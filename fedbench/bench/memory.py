@@ -21,7 +21,7 @@ from fedbench.base import account
 from fedbench.base.errors import ConfigError, FedbenchError
 from fedbench.bench.harness import Options
 
-REPEATS = 3
+REPEATS = 2
 
 #: Rows of each stream that a zeroth-order arm runs at a time. Two rows of each hold no more between a block's layers
 #: than the reference's whole batch from 4 rows on.
