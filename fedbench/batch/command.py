@@ -15,6 +15,7 @@ from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigErro
 from fedbench.batch import failures, grid, local, manifest, sweep
 from fedbench.batch.manifest import Sweep
 from fedbench.batch.show import ShowSweep
+from fedbench.results import collect
 from fedbench.run.launch import say
 
 
@@ -104,6 +105,20 @@ def _status(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _collect(args: argparse.Namespace) -> int:
+    swept = manifest.read(args.folder)
+    files = sweep.run_files(swept)
+    path = args.folder / collect.NAME
+    found = collect.collect(path, files)
+    missing = len(swept.lines) - len(files)
+    say(
+        f"{len(files)} of {len(swept.lines)} run(s), {found} of them new"
+        + (f"; {missing} are not done." if missing else ".")
+    )
+    print(path)
+    return EXIT_OK
+
+
 def _counted(told: dict[str, Any]) -> str:
     return ", ".join(f"{told[name]} {name}" for name in ("planned", *sweep.STATES))
 
@@ -112,4 +127,5 @@ _SUB_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "make": _make,
     "submit": _submit,
     "status": _status,
+    "collect": _collect,
 }

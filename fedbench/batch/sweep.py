@@ -17,6 +17,7 @@ from fedbench.base.errors import ConfigError
 from fedbench.batch import failures, grid, lock, manifest
 from fedbench.batch.grid import Arm, Factor
 from fedbench.batch.manifest import Line, Sweep
+from fedbench.results import collect as collection
 from fedbench.results import reader
 from fedbench.run.build import METHODS, Job, resolve
 
@@ -86,6 +87,18 @@ def to_run(sweep: Sweep, *, retry: bool = False) -> list[Line]:
     """Return the lines that are not done; those that diverged are left out unless `retry`."""
     settled = ("done",) if retry else ("done", "diverged")
     return [at.line for at in states(sweep) if at.state not in settled]
+
+
+def run_files(sweep: Sweep) -> dict[str, Path]:
+    """Return run_id -> run file of the lines that have one, whatever is in it."""
+    return {line.run_id: path for line in sweep.lines if (path := sweep.run_file(line)).exists()}
+
+
+def collect(sweep: Sweep) -> Path:
+    """Bring the sweep's run files together in `all.h5` and return its path; ResultError names one that is not sound."""
+    path = sweep.folder / collection.NAME
+    collection.collect(path, run_files(sweep))
+    return path
 
 
 def status(sweep: Sweep) -> dict[str, Any]:
