@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from fedbench.base import config
-from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError
-from fedbench.batch import failures, grid, local, manifest, sweep
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, Stopped
+from fedbench.batch import failures, grid, local, manifest, sweep, tune
 from fedbench.batch.manifest import Sweep
 from fedbench.batch.show import ShowSweep
 from fedbench.results import collect
@@ -119,6 +119,20 @@ def _collect(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _tune(args: argparse.Namespace) -> int:
+    def finish(swept: Sweep) -> None:
+        say(f"the best lies on the edge of the grid; {swept.folder} widens it.")
+        if run_shown(swept, args.parallel).stopped:
+            raise Stopped("stopped; the same command goes on.")
+
+    trees = tune.tune(manifest.read(args.folder), args.by, finish)
+    for tree in trees:
+        if tree["on_edge"]:
+            say(f"{tree['setting']['method.name']}: the best still lies on the edge of the grid.")
+    print(json.dumps(trees, indent=2) if args.json else "\n".join(map(tune.as_toml, trees)))
+    return EXIT_OK
+
+
 def _counted(told: dict[str, Any]) -> str:
     return ", ".join(f"{told[name]} {name}" for name in ("planned", *sweep.STATES))
 
@@ -128,4 +142,5 @@ _SUB_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "submit": _submit,
     "status": _status,
     "collect": _collect,
+    "tune": _tune,
 }

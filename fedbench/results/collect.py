@@ -24,7 +24,7 @@ SOURCE_SHA256 = "source_sha256"
 
 
 def collect(path: Path, files: Mapping[str, Path]) -> int:
-    """Let `path` hold the runs of `files` (run_id -> run file) and no others; return how many were not there before.
+    """Let `path` hold the runs of `files` (run_id -> run file) beside what it holds; return how many are new or changed.
 
     ResultError names a run file that is not complete and sound; `path` then stays as it was.
     """
@@ -35,9 +35,9 @@ def collect(path: Path, files: Mapping[str, Path]) -> int:
         verdict = reader.inspect(files[run_id], run_id)
         if not verdict.done:
             raise ResultError(f"{verdict.reason} Not collected; nothing was changed.")
-    if new or held.keys() != files.keys() or not path.exists():
-        sources = {run_id: None if run_id not in new else file for run_id, file in files.items()}
-        fsio.replace_whole(path, functools.partial(_fill, old=path, sources=sources, digests=digests))
+    if new or not path.exists():
+        sources = dict.fromkeys(held) | {run_id: files[run_id] for run_id in new}
+        fsio.replace_whole(path, functools.partial(_fill, old=path, sources=sources, digests=held | digests))
     return len(new)
 
 
