@@ -25,6 +25,9 @@ from fedbench.run.launch import SIZE_VARIABLES
 #: A worker that holds more than this after a run is replaced by a fresh one.
 WORKER_BYTES = 2 << 30
 
+#: How Python starts a worker, the sweep's folder apart.
+WORKER = ("-m", "fedbench.batch.worker")
+
 
 class Outcome(NamedTuple):
     """What became of one line: `state` is done, diverged, failed or stopped."""
@@ -85,7 +88,7 @@ class Lane:
         if self._child is not None and self._threads != line.threads:
             self.close()
         if self._child is None:
-            self._start(["-m", "fedbench.batch.worker", str(self._sweep.folder)], line, printed, piped=True)
+            self._start([*WORKER, str(self._sweep.folder)], line, printed, piped=True)
         worker = self._child
         assert worker is not None
         assert worker.stdin is not None

@@ -75,7 +75,8 @@ def load(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             except ResultError as error:
                 skipped.append(str(error))
     known = {run.summary.run_id for run in runs}
-    return runs + [run for run in collected if run.summary.run_id not in known], skipped
+    added = {run.summary.run_id: run for run in collected if run.summary.run_id not in known}
+    return [*runs, *added.values()], skipped
 
 
 def rounds_csv(arms: Sequence[Arm]) -> str:
