@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from fedbench.data.partition import sampled_devices
 from fedbench.algorithms.base import CatchUp
+from fedbench.data.partition import sampled_devices
 from fedbench.run.callbacks.traffic import ID_BYTES, Traffic
 
 PLENTY = 10**12
