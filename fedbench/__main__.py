@@ -68,6 +68,13 @@ def process_sweep(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def process_verify(args: argparse.Namespace) -> int:
+    """`fedbench verify`."""
+    from fedbench.verify.command import process
+
+    return process(args)
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -86,7 +93,7 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _bench, _methods):
+    for add in (_run, _show, _report, _bench, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
@@ -147,6 +154,24 @@ def _bench(verbs: Verbs) -> None:
     bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
     bench.set_defaults(process=process_bench)
+
+
+def _verify(verbs: Verbs) -> None:
+    verify = verbs.add(
+        "verify",
+        "test the published claims",
+        "fedbench verify cooperllm fedspzo --quick",
+        "Run the jobs behind published claims with their controls and print claim, measured value, goal and verdict. "
+        "What is done already is not run again.",
+    )
+    verify.add_argument("claims", nargs="*", metavar="CLAIM", help="names, or beginnings of names (default: all)")
+    verify.add_argument("--quick", action="store_true", help="fewer seeds, shorter runs, no text")
+    verify.add_argument("--json", action="store_true", help="machine-readable")
+    verify.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    verify.add_argument("--page", type=Path, metavar="FILE.md", help="write the page on claims there as well")
+    verify.add_argument("--parallel", type=positive, metavar="K", help="runs at a time (default: as many as fit)")
+    verify.add_argument("--dry-run", action="store_true", help="print what would run")
+    verify.set_defaults(process=process_verify)
 
 
 def _methods(verbs: Verbs) -> None:

@@ -1,0 +1,71 @@
+"""An arm against all baselines at once: which is the best one, and by how much it is beaten; words for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from fedbench.base.records import Run
+from fedbench.verify import paired
+from fedbench.verify.claims import Found, Measured, Untold
+from fedbench.verify.paired import Cost
+
+
+class Race(NamedTuple):
+    """The best baseline, the ratio to it, and the ratio to each baseline that has a run."""
+
+    best: str
+    ratio: Measured
+    each: Mapping[str, Measured]
+
+
+def race(found: Found, ours: str, others: Sequence[str], unit: Callable[[Run], float]) -> Race | Untold:
+    """Return how much more the fastest of `others` spends to the target than `ours` does, seed by seed.
+
+    `unit` returns the FLOPs that costs are counted in from a run of `ours`.
+    """
+    runs = found.of(ours)
+    if not runs:
+        return found.without(ours)
+    units = {seed: unit(run) for seed, run in runs.items()}
+    usual = sum(units.values()) / len(units)
+    lost = found.lost.get(ours, {})
+    mine = {seed: paired.to_target(run, units[seed]) for seed, run in runs.items()}
+    mine |= {seed: Cost(0.0, reached=False) for seed in lost}
+    costs = {
+        name: {seed: paired.to_target(run, units.get(seed, usual)) for seed, run in found.of(name).items()}
+        for name in others
+        if found.of(name)
+    }
+    if not costs:
+        return Untold(f"no baseline has a run on {found.task.name}")
+    best = paired.fastest(costs, sorted(mine))
+    each = {name: ratio for name, own in costs.items() if (ratio := paired.ratios(mine, own)) is not None}
+    if best not in each:
+        return Untold(f"neither {ours} nor {best} reached the target on a seed that both have")
+    return Race(best, each[best], each)
+
+
+def told(found: Found, ours: str, run: Race) -> tuple[str, ...]:
+    """Return sentences on the best baseline, on each of the others, and on seeds and arms that are missing."""
+    each = ", ".join(f"{name} {times(value)}" for name, value in sorted(run.each.items(), key=lambda at: at[1].value))
+    reached = sum(own.summary.rounds_to_target is not None for own in found.of(ours).values())
+    planned = len(found.of(ours)) + len(found.lost.get(ours, {}))
+    return (
+        f"Best baseline: {run.best}. {ours} against each: {each}.",
+        f"{ours} reached the target on {reached} of {planned} seeds.",
+        *missing(found, run.each),
+    )
+
+
+def missing(found: Found, names: Mapping[str, object]) -> tuple[str, ...]:
+    """Return a sentence for each arm that has lost seeds or has no run at all."""
+    lost = [
+        f"{arm} diverged on {len(seeds)} seed(s): {', '.join(map(str, seeds))}." for arm, seeds in found.lost.items()
+    ]
+    return (*lost, *(f"{arm} is not part of it: {why}." for arm, why in found.absent.items() if arm not in names))
+
+
+def times(value: Measured) -> str:
+    """Return a ratio as text; `>` marks a lower bound."""
+    return f"{'> ' if value.bound else ''}{value.value:.3g}x"

@@ -1,0 +1,143 @@
+"""The tasks that claims are tested on: a job file of jobs/claims, its arms, and how long and how often they run.
+
+Step sizes stand in the job files, one for each method; what needs a step size beside its method's own brings it here.
+Seeds are fresh: tuning used 1000 and up. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: Where the job files lie: verification runs in a checkout.
+JOBS = Path(__file__).resolve().parents[2] / "jobs" / "claims"
+
+#: Plain zeroth-order baselines: one step size for all weights, no gradient of the cloud.
+BASELINES = ("fedzo", "fedmezo", "fedkseed", "fedkseed_pro", "fwdllm", "decomfl", "baffle")
+
+#: Guided arms, and controls that run as long as they do.
+GUIDED = ("cooperllm", "cooperllm_plus", "public_only", "shuffled labels")
+
+#: CooperLLM's rounds at whose device FLOPs arms are compared.
+BUDGETS = (10, 20, 40, 100, 200)
+
+_SEEDS = (2000, 2001, 2002, 2003, 2004)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Settings laid over a job; `name` is unique within a task."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+class Scale(NamedTuple):
+    """How much is run: seeds, and what is laid over GUIDED arms and over all others."""
+
+    seeds: tuple[int, ...]
+    guided: Mapping[str, Any]
+    others: Mapping[str, Any]
+    arms: tuple[str, ...] | None = None
+
+    def settings(self, arm: Arm) -> dict[str, Any]:
+        """Return the arm's settings at this scale."""
+        return {**arm.settings, **(self.guided if arm.name in GUIDED else self.others)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job file with its arms; `quick` is None where --quick leaves the task out."""
+
+    name: str
+    job: str
+    arms: tuple[Arm, ...]
+    full: Scale
+    quick: Scale | None = None
+    reference: str = "cooperllm"
+
+    @property
+    def path(self) -> Path:
+        """The job file."""
+        return JOBS / f"{self.job}.toml"
+
+    def scale(self, *, quick: bool) -> Scale | None:
+        """Return how much is run, None where nothing is."""
+        return self.quick if quick else self.full
+
+    def arms_at(self, scale: Scale) -> tuple[Arm, ...]:
+        """Return the arms that are run at a scale."""
+        return tuple(arm for arm in self.arms if scale.arms is None or arm.name in scale.arms)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A step whose memory is measured; `quick`: that of --quick, else of a full verification."""
+
+    model: str
+    batch: int
+    length: int
+    quick: bool = field(default=False)
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return f"{self.model} {self.batch}x{self.length}"
+
+
+def _plain(*methods: str) -> tuple[Arm, ...]:
+    return tuple(Arm(method, {"method.name": method}) for method in methods)
+
+
+def _variant(name: str, method: str, **settings: Any) -> Arm:
+    return Arm(name, {"method.name": method, **{f"method.{key}": value for key, value in settings.items()}})
+
+
+#: The arms of every task with a cloud that has public rows.
+_ARMS = (
+    *_plain("cooperllm", "cooperllm_plus", "public_only"),
+    Arm("shuffled labels", {"method.name": "cooperllm", "data.public_labels": "shuffled"}),
+    *_plain(*BASELINES, "fedavg"),
+)
+
+EMBEDDED = Task(
+    "embedded",
+    "embedded",
+    _ARMS,
+    full=Scale(_SEEDS, {"run.rounds": 200}, {"run.rounds": 200}),
+    quick=Scale(_SEEDS[:2], {"run.rounds": 40}, {"run.rounds": 120, "run.stop_at_target": True}),
+)
+POOR = Task(
+    "embedded:poor",
+    "embedded_poor",
+    _ARMS,
+    full=Scale(_SEEDS, {"run.rounds": 200}, {"run.rounds": 200}),
+    quick=Scale(_SEEDS[:2], {"run.rounds": 40}, {"run.rounds": 40}),
+)
+TREC = Task("trec", "trec", _ARMS, full=Scale(_SEEDS[:3], {"run.rounds": 100}, {"run.rounds": 100}))
+SST2 = Task("sst2", "sst2", _ARMS, full=Scale(_SEEDS[:3], {"run.rounds": 100}, {"run.rounds": 100}))
+
+#: FedSPZO's readings of its abstract beside MeZO with block-wise steps and beside block 2 alone.
+_SPLIT_ARMS = (
+    _variant("fedspzo B1", "fedspzo", estimator="B1"),
+    _variant("fedspzo Ac", "fedspzo", estimator="Ac"),
+    _variant("block-wise MeZO", "fedspzo", estimator="A", p1=1, p2=1, lr=1e-3, lr_ratio=4.0),
+    _variant("first block frozen", "fedspzo", estimator="B1", freeze_first=True),
+)
+SPLIT = Task(
+    "embedded, long",
+    "fedspzo",
+    (*_SPLIT_ARMS, *_plain(*BASELINES)),
+    full=Scale(_SEEDS, {}, {"run.rounds": 400}),
+    quick=Scale(
+        _SEEDS[:2],
+        {},
+        {"run.rounds": 120, "run.stop_at_target": True},
+        arms=(*(arm.name for arm in _SPLIT_ARMS), "fedzo", "fedmezo", "decomfl"),
+    ),
+    reference="fedmezo",
+)
+
+MEMORY = (Shape("opt-125m", 16, 256), Shape("opt-125m", 8, 64, quick=True))
