@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +43,17 @@ class Settings(Section):
             return self.lr
         warmup = max(1, round(0.06 * rounds))
         return self.lr * min((round_ + 1) / warmup, (rounds - round_) / max(1, rounds - warmup))
+
+
+class CatchUp(Enum):
+    """What a device fetches of the rounds that it missed, unless the model is less."""
+
+    #: Every round's plan and reply, and the numbers of the devices whose directions the reply weighs.
+    REPLAY_OF_DEVICES = "replay of devices"
+    #: Every round's plan and reply: directions are shared, or the reply is a step by itself.
+    REPLAY = "replay"
+    #: The newest reply: it stands for all before.
+    NEWEST = "newest"
 
 
 class Round(NamedTuple):
@@ -104,8 +116,12 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    #: The part that is trained unless the job names one, and whether the job's choice counts at all.
     part: ClassVar[str] = "full"
+    part_is_fixed: ClassVar[bool] = False
     uses_devices: ClassVar[bool] = True
+    #: How a device catches up with the rounds that it missed (methods.md 2.17).
+    catch_up: ClassVar[CatchUp] = CatchUp.REPLAY_OF_DEVICES
     settings_type: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: Settings, lab: Lab) -> None:
@@ -128,8 +144,8 @@ class Algorithm(ABC):
         return {}
 
     @abstractmethod
-    def upload_units(self, round_: Round) -> Sequence[Unit]:
-        """Return what one device sends."""
+    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
+        """Return what a device sends."""
 
     @abstractmethod
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
@@ -167,7 +183,7 @@ class ScalarMethod(Algorithm):
     def scalars(self, round_: Round) -> int:
         """Return how many scalars one device sends in an exchange."""
 
-    def upload_units(self, round_: Round) -> Sequence[Unit]:
+    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
         """One float32 vector."""
         return (Unit("scalars", (self.scalars(round_),)),)
 

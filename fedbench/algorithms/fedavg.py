@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from fedbench.algorithms.base import Algorithm, Reply, Round, StepSize, Upload
+from fedbench.algorithms.base import Algorithm, CatchUp, Reply, Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.zo.guide import gradient
@@ -31,12 +31,13 @@ class FedAvg(Algorithm):
 
     name = "fedavg"
     summary = "backpropagation on devices, model averaging"
+    catch_up = CatchUp.REPLAY
     settings_type: ClassVar[type[BaseSettings]] = Settings
 
     def _weights(self) -> Sequence[Unit]:
         return [Unit(t.name, tuple(t.parameter.shape)) for t in self.lab.trainable]
 
-    def upload_units(self, round_: Round) -> Sequence[Unit]:
+    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
         """The change of every trainable tensor."""
         return self._weights()
 

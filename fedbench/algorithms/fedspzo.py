@@ -77,7 +77,7 @@ class FedSPZO(ScalarMethod):
             boundary = lab.stream.run(lab.stream.begin(batch), range(self._boundary), u)
             for k in range(p * p2, (p + 1) * p2):
                 probe = Probe(Direction(v[k]), lab.epsilon, AT_WEIGHTS)
-                plus, minus = lab.stream.end(boundary, self._boundary, batch.labels, probe)
+                plus, minus = lab.stream.end(boundary, self._boundary, probe)
                 d[k] = central(plus, minus, lab.epsilon)
                 losses.append((plus + minus) / 2)
         return Upload({"scalars": d}, float(np.mean(losses)))

@@ -37,7 +37,7 @@ class PublicOnly(Algorithm):
     settings_type: ClassVar[type[BaseSettings]] = Settings
     settings: Settings
 
-    def upload_units(self, round_: Round) -> Sequence[Unit]:
+    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
         """Nothing: devices are idle."""
         return ()
 

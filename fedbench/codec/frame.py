@@ -84,8 +84,10 @@ def pack(
     array: np.ndarray, unit: Unit, place: Place, codec: int, note: Note = NO_NOTE, out: np.ndarray | None = None
 ) -> Packed:
     """Return the frame of `array`, written into `out` (uint8, `bound` long) where given."""
-    if array.shape != unit.shape or array.dtype != np.dtype(unit.dtype):
-        raise WireError(f"{unit.name}: packing {array.dtype}{array.shape}, the unit is {unit.dtype}{unit.shape}.")
+    own = unit.of_bytes(array.nbytes)
+    if own is None or array.shape != own.shape or array.dtype != np.dtype(unit.dtype):
+        most = " at most" if unit.at_most else ""
+        raise WireError(f"{unit.name}: packing {array.dtype}{array.shape}, the unit is {unit.dtype}{unit.shape}{most}.")
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     payload = raw if codec == RAW else np.frombuffer(_compress(raw), np.uint8)
     if payload.size >= raw.size:
@@ -115,6 +117,8 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
     if frame.size < HEADER_BYTES:
         raise refuse("its size", frame.size, f"at least {HEADER_BYTES} bytes")
     header = frame[:HEADER_BYTES].view(_HEADER)[0]
+    size = int(header["raw_bytes"])
+    own = unit.of_bytes(size)
     expected: Sequence[tuple[str, object, object]] = (
         ("magic", int(header["magic"]), MAGIC),
         ("version", int(header["version"]), VERSION),
@@ -123,19 +127,20 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
         ("device", int(header["device"]), place.device),
         ("unit", int(header["unit"]), place.unit),
         ("dtype", bytes(header["dtype"]), np.dtype(unit.dtype).str[1:].encode()),
-        ("raw size", int(header["raw_bytes"]), unit.raw_bytes),
+        ("raw size", size, unit.raw_bytes if own is None else size),
         ("coded size", int(header["coded_bytes"]), frame.size - HEADER_BYTES),
         ("checksum", int(header["checksum"]), _checksum(frame)),
     )
     for what, found, wanted in expected:
         if found != wanted:
             raise refuse(what, found, wanted)
+    assert own is not None
     payload = frame[HEADER_BYTES:]
     used = int(header["codec"])
     if used not in (RAW, codec):
         raise refuse("codec", used, f"{RAW} or {codec}")
-    raw = payload if used == RAW else np.frombuffer(_expand(payload, unit, sender), np.uint8)
-    array = raw.view(np.dtype(unit.dtype)).reshape(unit.shape)
+    raw = payload if used == RAW else np.frombuffer(_expand(payload, own, sender), np.uint8)
+    array = raw.view(np.dtype(unit.dtype)).reshape(own.shape)
     return array, Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(header["flags"]))
 
 

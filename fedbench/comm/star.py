@@ -9,7 +9,7 @@ compute on the first layer while the next ones are under way.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,12 @@ from fedbench.comm.base import Request, Transport
 DECODED_UNITS = 2
 
 _DOWN, _UP = 0, 1
+
+#: Units of one sender that have tags of their own, and tags that every MPI has (MPI_TAG_UB is at least 32767).
+_UNITS, _TAGS = 509, 32764
+
+#: What a device sends.
+UnitsOf = Callable[[int], Sequence[Unit]]
 
 
 class Star:
@@ -80,8 +86,11 @@ class Star:
                     inbox.put(index, packed, None)
         return inbox
 
-    def expect(self, devices: Sequence[int], units: Sequence[Unit], place: Place) -> dict[int, Inbox]:
-        """Return an inbox per sampled device, receives posted; empty on ranks other than the cloud."""
+    def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:
+        """Return an inbox per sampled device, receives posted; empty on ranks other than the cloud.
+
+        `units(device)` tells what that device sends; every rank says the same.
+        """
         self._moves += 1
         if not self.is_cloud:
             return {}
@@ -89,7 +98,7 @@ class Star:
         for slot, device in enumerate(devices):
             host = self.host_of(device)
             sender = f"device {device} ({self.transport.name_of(host)})"
-            inboxes[device] = self._post(slot, device, host, units, place, sender)
+            inboxes[device] = self._post(slot, device, host, units(device), place, sender)
         return inboxes
 
     def report(
@@ -100,7 +109,7 @@ class Star:
         for index, unit in enumerate(units):
             key = ("out up", slot, index)
             packed = self._pack(key, arrays[unit.name], unit, place._replace(device=device, unit=index), note)
-            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, slot * len(units) + index))]
+            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
@@ -155,7 +164,7 @@ class Star:
         inbox = Inbox(self, units, places, sender)
         for index, unit in enumerate(units):
             buffer = self._buffer(("in up", slot, index), frame.bound(unit))
-            tag = self._tag(_UP, slot * len(units) + index)
+            tag = self._tag(_UP, index, slot)
             inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
         return inbox
 
@@ -171,9 +180,12 @@ class Star:
             buffer = self._buffers[key] = np.empty(size, np.uint8)
         return buffer[:size]
 
-    def _tag(self, way: int, index: int) -> int:
-        """Return a tag from direction, parity of the move and unit, so that a stale message meets no receive."""
-        return (index * 2 + self._moves % 2) * 2 + way
+    def _tag(self, way: int, index: int, slot: int = 0) -> int:
+        """Return a tag from direction, parity of the move, unit and sender, so that a stale message meets no receive.
+
+        Messages of one tag between two ranks keep their order, so tags may meet again in very large rounds.
+        """
+        return (((slot * _UNITS + index) * 2 + self._moves % 2) * 2 + way) % _TAGS
 
 
 class Inbox(Mapping[str, np.ndarray]):

@@ -127,9 +127,15 @@ def resolve(job: Config, source: str, overridden: frozenset[tuple[str, ...]] = f
         settings = METHODS[name].settings_type()
     tree = config.as_tree(job)
     tree["method"] = {"name": name, "settings": config.as_tree(settings)}
-    tree["model"]["trainable"] = job.model.trainable or METHODS[name].part
+    tree["model"]["trainable"] = part_of(job)
     tree["federation"]["sampled"] = job.federation.sampled_devices
     return Job(job, settings, tree, identity.run_id(tree))
+
+
+def part_of(job: Config) -> str:
+    """Return the part that a job trains: what it says, or its method's own where that is fixed or nothing is said."""
+    method = METHODS[job.method_name]
+    return method.part if method.part_is_fixed else job.model.trainable or method.part
 
 
 def construct(job: Job) -> Built:
@@ -151,7 +157,7 @@ def construct(job: Job) -> Built:
     else:
         account.keep_heap()
     cut = load.build(origin, c.data, splits, c.run.seed, residency)
-    part = c.model.trainable or job.method.part
+    part = part_of(c)
     parts.add(cut, part, c.model, c.run.seed)
     if device is not None:
         device.move(cut)

@@ -10,12 +10,13 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from fedbench.algorithms.base import Round
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.arrays import Arrays
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.star import Inbox, Star
@@ -145,14 +146,13 @@ class Runner:
                 outcome.cloud_flops += self.built.lab.meter.take()
             inbox = star.down("plan", plan_units, made, place)
             plan = self.built.cut.residency.arrays(inbox)
-        upload_units = algorithm.upload_units(at)
-        inboxes = star.expect(at.devices, upload_units, place)
+        inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
-            self._compute(at, plan, upload_units, place)
+            self._compute(at, plan, place)
         reply, again = None, False
         if star.is_cloud:
             star.gather(inboxes)
-            self._take(inboxes, upload_units, outcome)
+            self._take(inboxes, outcome)
             if plan_units:
                 outcome.plan_bytes += inbox.coded_bytes
             with clock.span("cloud"):
@@ -170,7 +170,7 @@ class Runner:
             outcome.reply_bytes += answered.coded_bytes
         return again, plan
 
-    def _compute(self, at: Round, plan: Arrays, units: Sequence[Unit], place: Place) -> None:
+    def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""
         meter = self.built.lab.meter
         for device in at.devices:
@@ -180,14 +180,15 @@ class Runner:
             with self.clock.span("compute"):
                 upload = self.built.algorithm.local(at, device, plan)
             note = Note(upload.loss, time.perf_counter() - start, meter.take())
+            units = self.built.algorithm.upload_units(at, device)
             self.star.report(at.devices, device, units, upload.arrays, place, note)
 
-    def _take(self, inboxes: Mapping[int, Inbox], units: Sequence[Unit], outcome: Outcome) -> None:
+    def _take(self, inboxes: Mapping[int, Inbox], outcome: Outcome) -> None:
         """Account for what the devices sent, in device order, and join it to the trajectory."""
         first = outcome.exchanges == 0
         for slot, inbox in enumerate(inboxes.values()):
-            arrays = [np.ascontiguousarray(inbox[unit.name]) for unit in units]
-            self.trajectory.join(*(array.reshape(-1).view(np.uint8).data for array in arrays))
+            arrays = {name: np.ascontiguousarray(inbox[name]) for name in inbox}
+            self.trajectory.join(*(array.reshape(-1).view(np.uint8).data for array in arrays.values()))
             note = inbox.note
             if first:
                 for column in (outcome.losses, outcome.flops, outcome.compute_s):
@@ -197,7 +198,7 @@ class Runner:
             outcome.flops[slot] += note.flops
             outcome.compute_s[slot] += note.compute_s
             outcome.up_bytes[slot] += inbox.coded_bytes
-            for unit, array in zip(units, arrays, strict=True):
-                if unit.name == "scalars":
-                    outcome.scalars += array.size
-                    outcome.zero_scalars += int(array.size - np.count_nonzero(array))
+            scalars = arrays.get("scalars")
+            if scalars is not None:
+                outcome.scalars += scalars.size
+                outcome.zero_scalars += int(scalars.size - np.count_nonzero(scalars))

@@ -1,7 +1,7 @@
-"""The dual forward of every leaf that can hold trained tensors: both halves of the batch, each with its own weights.
+"""The dual forward of every leaf that can hold trained tensors: both streams of the batch, each with its own weights.
 
 A leaf gets both perturbed copies of what it needs from the stream, tile by tile where a matrix is large; frozen
-tensors serve both halves in one product.
+tensors serve both streams in one product. A one-sided visit has the + stream alone and ignores the other copy.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Source(Protocol):
     def tensor_of(self, parameter: torch.Tensor | None) -> Tensor | None:
         """Return the trainable tensor of a parameter, or None where it is frozen or absent."""
 
+    def streams(self, rows: int) -> tuple[slice, ...]:
+        """Return where the rows of each stream lie among `rows`: the + rows first, alone where there is one stream."""
+
     def pair(self, tensor: Tensor, first: int, count: int, use: str) -> Pair:
         """Return both perturbed copies of a range, flat, in the scratch `use`."""
 
@@ -58,14 +61,13 @@ def _tile_rows(rows: int, columns: int) -> int:
 
 def _linear(stream: Source, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     flat = x.reshape(-1, module.in_features)
-    half = flat.shape[0] // 2
     biases = _vector(stream, module.bias, "bias")
     out = torch.empty(flat.shape[0], module.out_features, device=x.device)
-    halves = (slice(0, half), slice(half, 2 * half))
+    streams = stream.streams(flat.shape[0])
     weight = stream.tensor_of(module.weight)
     if weight is None:
         torch.mm(flat, wide(module.weight).t(), out=out)
-        for rows, bias in zip(halves, biases, strict=True):
+        for rows, bias in zip(streams, biases, strict=False):
             if bias is not None:
                 out[rows] += bias
     else:
@@ -73,7 +75,7 @@ def _linear(stream: Source, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         for top in range(0, module.out_features, step):
             end = min(top + step, module.out_features)
             tiles = stream.pair(weight, top * module.in_features, (end - top) * module.in_features, "tile")
-            for rows, tile, bias in zip(halves, tiles, biases, strict=True):
+            for rows, tile, bias in zip(streams, tiles, biases, strict=False):
                 matrix = tile.view(end - top, module.in_features).t()
                 if bias is None:
                     torch.mm(flat[rows], matrix, out=out[rows, top:end])
@@ -85,39 +87,37 @@ def _linear(stream: Source, module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def _layer_norm(stream: Source, module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     weights, biases = _vector(stream, module.weight, "norm weight"), _vector(stream, module.bias, "bias")
     out = F.layer_norm(x, module.normalized_shape, None, None, module.eps)
-    half = x.shape[0] // 2
-    for rows, weight, bias in zip((out[:half], out[half:]), weights, biases, strict=True):
+    for rows, weight, bias in zip(stream.streams(x.shape[0]), weights, biases, strict=False):
         if weight is not None:
-            rows.mul_(weight)
+            out[rows].mul_(weight)
         if bias is not None:
-            rows.add_(bias)
+            out[rows].add_(bias)
     return out
 
 
 def _embedding(stream: Source, module: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
-    half = ids.shape[0] // 2
+    streams = stream.streams(ids.shape[0])
     tensor = stream.tensor_of(module.weight)
     assert tensor is not None
-    used, where = torch.unique(ids[:half], return_inverse=True)
+    used, where = torch.unique(ids[streams[0]], return_inverse=True)
     plus, minus = stream.pair_rows(tensor, used, "rows")
     out = torch.empty(*ids.shape, module.embedding_dim, device=ids.device)
-    flat = out.view(2, -1, module.embedding_dim)
-    for stream_, copy in enumerate((plus, minus)):
-        torch.index_select(copy, 0, where.reshape(-1), out=flat[stream_])
+    flat = out.view(len(streams), -1, module.embedding_dim)
+    for rows, copy in zip(flat, (plus, minus), strict=False):
+        torch.index_select(copy, 0, where.reshape(-1), out=rows)
     return out
 
 
 def _row_head(stream: Source, module: RowHead, x: torch.Tensor) -> torch.Tensor:
-    half = x.shape[0] // 2
     linear = module.linear
     out = torch.empty(x.shape[0], len(module.rows), device=x.device)
-    halves = (slice(0, half), slice(half, 2 * half))
+    streams = stream.streams(x.shape[0])
     for use, parameter in (("rows", linear.weight), ("bias", getattr(linear, "bias", None))):
         if parameter is None:
             continue
         tensor = stream.tensor_of(parameter)
         copies = (wide(parameter[module.rows]),) * 2 if tensor is None else stream.pair_rows(tensor, module.rows, use)
-        for rows, copy in zip(halves, copies, strict=True):
+        for rows, copy in zip(streams, copies, strict=False):
             if use == "rows":
                 torch.mm(x[rows], copy.t(), out=out[rows])
             else:
@@ -132,10 +132,9 @@ _CONV_ROWS = 256
 def _conv1d(stream: Source, module: Any, x: torch.Tensor) -> torch.Tensor:
     """GPT-2's Linear, whose weight is [in, out]: a tile is some input features."""
     flat = x.reshape(-1, module.nx)
-    half = flat.shape[0] // 2
     out = torch.empty(flat.shape[0], module.nf, device=x.device)
-    halves = (slice(0, half), slice(half, 2 * half))
-    for rows, bias in zip(halves, _vector(stream, module.bias, "bias"), strict=True):
+    streams = stream.streams(flat.shape[0])
+    for rows, bias in zip(streams, _vector(stream, module.bias, "bias"), strict=False):
         assert bias is not None
         out[rows] = bias
     weight = stream.tensor_of(module.weight)
@@ -146,24 +145,24 @@ def _conv1d(stream: Source, module: Any, x: torch.Tensor) -> torch.Tensor:
         for top in range(0, module.nx, step):
             end = min(top + step, module.nx)
             tiles = stream.pair(weight, top * module.nf, (end - top) * module.nf, "tile")
-            for rows, tile in zip(halves, tiles, strict=True):
+            for rows, tile in zip(streams, tiles, strict=False):
                 out[rows].addmm_(flat[rows, top:end], tile.view(end - top, module.nf))
     return out.view(*x.shape[:-1], module.nf)
 
 
 def _rms_norm(stream: Source, module: Any, x: torch.Tensor) -> torch.Tensor:
     out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    half = x.shape[0] // 2
-    for rows, weight in zip((out[:half], out[half:]), _vector(stream, module.weight, "norm weight"), strict=True):
+    copies = _vector(stream, module.weight, "norm weight")
+    for rows, weight in zip(stream.streams(x.shape[0]), copies, strict=False):
         assert weight is not None
-        rows.mul_(weight)
+        out[rows].mul_(weight)
     return out
 
 
 def _vocab_loss(stream: Source, module: VocabLoss, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Both streams' losses by tiles of the vocabulary, each perturbed once: largest logit and sum are kept as it goes."""
     linear = module.linear
-    n, half = x.shape[0], x.shape[0] // 2
+    n = x.shape[0]
     weight, biases = stream.tensor_of(linear.weight), _vector(stream, linear.bias, "bias")
     top, total = x.new_full((n,), -torch.inf), x.new_zeros(n, dtype=torch.float64)
     wanted = x.new_empty(n)
@@ -175,7 +174,7 @@ def _vocab_loss(stream: Source, module: VocabLoss, x: torch.Tensor, targets: tor
         else:
             tiles = stream.pair(weight, low * linear.in_features, (high - low) * linear.in_features, "tile")
             weight.residency.release(weight.flat[low * linear.in_features : high * linear.in_features])
-        for rows, tile, bias in zip((slice(0, half), slice(half, n)), tiles, biases, strict=True):
+        for rows, tile, bias in zip(stream.streams(n), tiles, biases, strict=False):
             logits = x[rows] @ tile.view(high - low, -1).t()
             if bias is not None:
                 logits += bias[low:high]

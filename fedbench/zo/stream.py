@@ -4,7 +4,8 @@ Two streams run through the model as one batch, + rows first. Where a leaf needs
 trainable tensor, both perturbed copies are written tile by tile into scratch that is
 used again at once; the weights are only read. Frozen tensors serve both streams in one
 product. A local walk (steps that a device has made and nobody else has) is laid over
-the weights in the same pass.
+the weights in the same pass. One-sided estimators run the + stream alone: f(w + h u),
+and f(w) as the same with h = 0.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ Visit = Batch | State | torch.Tensor
 
 @dataclass(frozen=True)
 class Probe:
-    """What a visit perturbs with: w - walk, plus and minus h times the direction."""
+    """What a visit perturbs with: w - walk, plus and minus h times the direction; one side is plus alone."""
 
     direction: Direction
     h: float
-    walk: Terms
+    walk: Terms = AT_WEIGHTS
+    sides: int = 2
 
 
 class Stream:
@@ -68,16 +70,30 @@ class Stream:
 
     def losses(self, batch: Batch, direction: Direction, h: float, walk: Terms = AT_WEIGHTS) -> tuple[float, float]:
         """Return the mean losses of a batch at w + h u and at w - h u."""
-        return self.end(self.begin(batch), 0, batch.labels, Probe(direction, h, walk))
+        plus, minus = self.end(self.begin(batch), 0, Probe(direction, h, walk))
+        return plus, minus
 
-    def begin(self, batch: Batch) -> Batch:
-        """Return the batch twice, as the input of both streams."""
+    def loss(self, batch: Batch, direction: Direction, h: float, walk: Terms = AT_WEIGHTS) -> float:
+        """Return the mean loss of a batch at w + h u; with h = 0 at w, whatever the direction."""
+        (plus,) = self.end(self.begin(batch, 1), 0, Probe(direction, h, walk, 1))
+        return plus
+
+    def begin(self, batch: Batch, sides: int = 2) -> Batch:
+        """Return the batch as the input of both streams, or of one."""
         batch = self.cut.residency.batch(batch)
-        return Batch(*(torch.cat((t, t)) for t in (batch.ids, batch.mask, batch.labels, batch.lengths)))
+        return batch if sides == 1 else _twice(batch)
+
+    def both(self, state: State) -> State:
+        """Return the states of one stream as those of two, for two-sided probes that begin there."""
+        rows = len(state.batch.ids)
+        mask = state.mask
+        if mask is not None and len(mask) == rows:
+            mask = torch.cat((mask, mask))
+        return State(torch.cat((state.h, state.h)), mask, _twice(state.batch))
 
     @torch.inference_mode()
     def run(self, state: Visit, stages: range, probe: Probe) -> Visit:
-        """Run both streams through some stages: from a batch, or from the states where the stage before ended."""
+        """Run all streams through some stages: from a batch, or from the states where the stage before ended."""
         self._probe = probe
         try:
             for stage in stages:
@@ -85,24 +101,31 @@ class Stream:
                 rows, length = (state if isinstance(state, Batch) else state.batch).ids.shape
                 self.meter.add(self.cut.stage_flops(stage, rows, length))
                 self.block_runs[stage] += 1
-                state = micro.run_stage(self.cut, stage, state, self.micro_batch, reuse=stage > stages.start)
+                state = micro.run_stage(
+                    self.cut, stage, state, self.micro_batch, probe.sides, reuse=stage > stages.start
+                )
         finally:
             self._probe = None
         return state
 
-    def end(self, state: Visit, first: int, labels: torch.Tensor, probe: Probe) -> tuple[float, float]:
-        """Run both streams from stage `first` to the end; return each one's mean loss, summed in float64."""
+    def end(self, state: Visit, first: int, probe: Probe) -> tuple[float, ...]:
+        """Run all streams from stage `first` to the end; return each one's mean loss, summed in float64."""
         assert not isinstance(state, torch.Tensor)
         batch = state if isinstance(state, Batch) else state.batch
         out = self.run(state, range(first, self.cut.stages), probe)
         assert isinstance(out, torch.Tensor)
-        values, n = self.cut.head.losses(out, batch), len(labels)
-        return float(values[:n].mean()), float(values[n:].mean())
+        return tuple(float(part.mean()) for part in self.cut.head.losses(out, batch).chunk(probe.sides))
 
     @property
     def active(self) -> bool:
         """Whether a visit is under way."""
         return self._probe is not None
+
+    def streams(self, rows: int) -> tuple[slice, ...]:
+        """Return where the rows of each stream lie among `rows` of a visit: the + rows first."""
+        assert self._probe is not None
+        each = rows // self._probe.sides
+        return tuple(slice(side * each, (side + 1) * each) for side in range(self._probe.sides))
 
     def tensor_of(self, parameter: torch.Tensor | None) -> Tensor | None:
         """Return the trainable tensor of a parameter, or None where it is frozen or absent."""
@@ -167,6 +190,10 @@ class Stream:
         if buffer is None or len(buffer) < count:
             buffer = self._scratch[use] = torch.empty(count, device=self._device)
         return buffer[:count]
+
+
+def _twice(batch: Batch) -> Batch:
+    return Batch(*(torch.cat((t, t)) for t in (batch.ids, batch.mask, batch.labels, batch.lengths)))
 
 
 class _Leaf:

@@ -128,7 +128,7 @@ def late_device_is_named(t: Transport) -> None:
     """The star names the devices that have not reported, with their ranks."""
     star = Star(t, frame.RAW, 0.4 if t.rank == 0 else DEADLINE_S, Clock())
     units, place, devices = [Unit("scalars", (3,))], Place(5, 0, -1, 0), (0, 1, 2)
-    inboxes = star.expect(devices, units, place)
+    inboxes = star.expect(devices, lambda _: units, place)
 
     def report(device: int) -> None:
         star.report(devices, device, units, {"scalars": np.full(3, device, np.float32)}, place, frame.NO_NOTE)
@@ -201,7 +201,7 @@ def star_round_trip(t: Transport) -> None:
                 "empty": np.empty(0, np.float32),
             }
             plan = star.down("plan", units, arrays if t.rank == 0 else None, place)
-            inboxes = star.expect(devices, units, place)
+            inboxes = star.expect(devices, lambda _, units=units: units, place)
             for device in devices:
                 if star.host_of(device) == t.rank:
                     mine = {"a": plan["a"] + np.float32(device), "b": plan["b"] * device, "empty": plan["empty"]}
@@ -314,7 +314,7 @@ def flipped_bit(t: Transport) -> None:
     """A damaged frame."""
     star = Star(t, frame.RAW, DEADLINE_S, Clock())
     units, place = [Unit("scalars", (3,))], Place(0, 0, -1, 0)
-    inboxes = star.expect((0,), units, place)
+    inboxes = star.expect((0,), lambda _: units, place)
     if t.rank == 1:
         packed = frame.pack(np.ones(3, np.float32), units[0], place._replace(device=0), frame.RAW).frame.copy()
         packed[-1] ^= 1

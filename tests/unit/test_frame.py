@@ -225,3 +225,30 @@ def test_lz4_payloads_that_are_not_exactly_the_unit_are_refused(wrong: str) -> N
     assert np.array_equal(unpacked(with_payload(GOOD, unit), unit, LZ4)[0], signs(300))
     with pytest.raises(WireError, match="LZ4"):
         unpacked(with_payload(WRONG_PAYLOADS[wrong], unit), unit, LZ4)
+
+
+@CODECS
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_unit_of_at_most_so_many_rows_says_how_many_came(rows: int, codec: int) -> None:
+    unit = Unit("coordinates", (5, 3), "<f4", at_most=True)
+    array = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    sent = frame.pack(array, unit, PLACE, codec, NOTE)
+    assert sent.frame.size <= frame.bound(unit)
+    found, note = unpacked(sent.frame.copy(), unit, codec)
+    np.testing.assert_array_equal(found, array)
+    assert found.shape == array.shape
+    assert note == NOTE
+    if rows < 5:
+        with pytest.raises(WireError, match="raw size is"):
+            unpacked(sent.frame.copy(), unit._replace(at_most=False), codec)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (2, 4), (3,)])
+def test_more_rows_than_the_unit_allows_or_other_rows_are_refused(shape: tuple[int, ...]) -> None:
+    unit = Unit("coordinates", (5, 3), "<f4", at_most=True)
+    with pytest.raises(WireError, match="at most"):
+        frame.pack(np.zeros(shape, np.float32), unit, PLACE, RAW)
+    bytes_, _ = packed(np.zeros(shape, np.float32), RAW)
+    if np.prod(shape) % 3 or np.prod(shape) > 15:
+        with pytest.raises(WireError, match="raw size is"):
+            unpacked(bytes_, unit, RAW)

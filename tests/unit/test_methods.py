@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from tinyruns import WORKING, Tiny, drawn, flat, make, make_job, never, same, weights, with_lab
+from method_rows import COUNTED, P1, P2, ROWS, STEPS, Costs, Entry
+from tinyruns import WORKING, Tiny, flat, make, make_job, never, same, weights, with_lab
 
-from fedbench.algorithms.base import Round, Settings
+from fedbench.algorithms.base import CatchUp, Round, Settings
 from fedbench.base.arrays import Arrays
 from fedbench.base.errors import ConfigError
 from fedbench.data.embedded import LENGTH
@@ -23,87 +23,57 @@ from fedbench.run.callbacks.traffic import ID_BYTES
 from fedbench.zo.direction import Terms
 from fedbench.zo.kernels import cpu
 
-SCALAR = 4  # bytes of one number on the wire
-STEPS, PERTURBATIONS, P1, P2 = 2, 3, 2, 3
-
-#: What every method is run with below, so that no count is 1 by chance.
-COUNTED = {
-    "run.rounds": 5,
-    "federation.local_steps": STEPS,
-    "federation.batch_size": 2,
-    "zo.perturbations": PERTURBATIONS,
-    "method.fedspzo.p1": P1,
-    "method.fedspzo.p2": P2,
-    "model.trainable": "bitfit",
-}
 FEDERATIONS = {
     "all": {"federation.devices": 3},
     "sampled": {"federation.devices": 5, "federation.sampled": 2},
 }
 
 
-def expected_bytes(method: str, entries: int, sampled: int) -> tuple[int, int, int]:
-    """Return the payload of one device's upload, of the plan, and of the reply with ids, a round (methods.md 2.17)."""
-    model = SCALAR * entries
-    scalars = {"fedmezo": STEPS * PERTURBATIONS, "cooperllm": STEPS * PERTURBATIONS, "fedspzo": STEPS * P1 * P2}
-    if method == "fedavg":
-        return model, 0, model + ID_BYTES * sampled
-    if method == "public_only":
-        return 0, 0, 0
-    up = SCALAR * scalars[method]
-    return up, model if method == "cooperllm" else 0, sampled * up + ID_BYTES * sampled
+def test_every_method_has_a_row() -> None:
+    assert set(ROWS) == set(METHODS)
 
 
 @pytest.mark.parametrize("federation", FEDERATIONS)
 @pytest.mark.parametrize("method", METHODS)
 def test_bytes_are_those_of_the_formulas(method: str, federation: str) -> None:
-    built = make(method, COUNTED | FEDERATIONS[federation] | {"run.eval_every": 5}, evaluated=4)
-    tiny = Tiny(built)
+    row = ROWS[method]
+    changes = COUNTED | dict(row.settings or {}) | FEDERATIONS[federation] | {"run.eval_every": 5}
+    built = make(method, changes, evaluated=4)
+    tiny, costs = Tiny(built), Costs(built)
     tiny.metrics.rows.append({"round": -1})  # no evaluation of the start
     tiny.run()
-    model = SCALAR * built.trainable.size
-    sampled = len(built.sampled(0))
-    up, plan, reply = expected_bytes(method, built.trainable.size, sampled)
+    model, sampled, catch_up = costs.model_bytes, costs.sampled, built.algorithm.catch_up
+    up, plan, reply = (round(count(costs)) for count in (row.uplink, row.plan, row.reply))
+    if catch_up is CatchUp.REPLAY_OF_DEVICES and reply:
+        reply += ID_BYTES * sampled
     last: dict[int, int] = {}
-    for number, (row, devices) in enumerate(zip(tiny.metrics.rows[1:], tiny.metrics.device_rows, strict=True)):
+    for number, (found, devices) in enumerate(zip(tiny.metrics.rows[1:], tiny.metrics.device_rows, strict=True)):
         assert devices["uplink_bytes"] == [up] * sampled
-        assert row["uplink_bytes"] == up
+        assert found["uplink_bytes"] == up
         downs = []
         for device in built.sampled(number):
             since = last.get(device)
             missed = reply * (number - (since or 0)) + plan * (number if since is None else number - since - 1)
+            if catch_up is CatchUp.NEWEST:
+                missed = reply if number else 0
             downs.append(min(missed, model) + plan)
             last[device] = number
         assert devices["downlink_bytes"] == downs
         assert devices["device"] == list(built.sampled(number))
-        assert row["downlink_bytes"] == (round(sum(downs) / sampled) if sampled else 0)
+        assert found["downlink_bytes"] == (round(sum(downs) / sampled) if sampled else 0)
     assert tiny.metrics.traffic.closing() == min(reply, model)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_flops_are_those_of_the_formulas(method: str) -> None:
-    built = make(method, COUNTED | FEDERATIONS["all"])
-    boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
-    per_stage = [built.cut.stage_flops(stage, 2, LENGTH) for stage in range(built.cut.stages)]
-    forward, first, second = sum(per_stage), sum(per_stage[:boundary]), sum(per_stage[boundary:])
-    public = len(built.splits.public)
-    device = {
-        "fedavg": 3 * forward * STEPS,
-        "fedmezo": 2 * forward * STEPS * PERTURBATIONS,
-        "fedspzo": STEPS * 2 * P1 * (first + P2 * second),
-        "cooperllm": 2 * forward * STEPS * PERTURBATIONS,
-    }
-    cloud = {method: 3 * built.cut.forward_flops(public, LENGTH) for method in ("cooperllm", "public_only")}
-    rebuilt = {
-        "fedmezo": 3 * STEPS * PERTURBATIONS * built.trainable.size,
-        "cooperllm": 3 * STEPS * PERTURBATIONS * built.trainable.size,
-        "fedspzo": 3 * STEPS * P1 * sum(t.size * (1 if t.stage < boundary else P2) for t in built.trainable),
-    }
+    row = ROWS[method]
+    built = make(method, COUNTED | dict(row.settings or {}) | FEDERATIONS["all"])
+    costs = Costs(built)
     for outcome in Tiny(built).play(2):
-        assert outcome.flops == [device[method]] * 3 if method in device else outcome.flops == []
-        assert outcome.cloud_flops == cloud.get(method, 0.0)
-        assert outcome.replay_ops == rebuilt.get(method, 0.0)
-        assert outcome.exchanges == (STEPS if method in ("cooperllm", "fedspzo") else 1)
+        assert outcome.flops == ([row.device_flops(costs)] * 3 if built.algorithm.uses_devices else [])
+        assert outcome.cloud_flops == row.cloud_flops(costs)
+        assert outcome.replay_ops == row.rebuilt(costs)
+        assert outcome.exchanges == row.exchanges
 
 
 @pytest.mark.parametrize("method", ["cooperllm", "public_only"])
@@ -133,7 +103,7 @@ def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) ->
     assert same(weights(built.trainable), before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in built.cut.state_dict().items())
     for upload in uploads:
-        assert set(upload.arrays) == {unit.name for unit in built.algorithm.upload_units(round_)}
+        assert set(upload.arrays) == {unit.name for unit in built.algorithm.upload_units(round_, round_.devices[0])}
         assert np.isfinite(upload.loss)
     assert not same(dict(uploads[0].arrays), dict(uploads[1].arrays)), "two devices sent the same"
 
@@ -142,7 +112,7 @@ class Log:
     """Every plan and reply of a run, as an outsider on the wire would see them."""
 
     def __init__(self, built: Built) -> None:
-        self.entries: list[tuple[Round, Arrays, Arrays]] = []
+        self.entries: list[Entry] = []
         self._apply = built.algorithm.apply
         built.algorithm.apply = self._note  # type: ignore[method-assign]
 
@@ -152,64 +122,35 @@ class Log:
         self._apply(round_, plan, reply)
 
 
-def replayed(built: Built, start: Mapping[str, np.ndarray], log: Log) -> dict[str, torch.Tensor]:
-    """Return the weights rebuilt in float64 by plain torch from the scalars that were logged."""
-    settings: Any = built.job.settings
-    method, lab = built.job.config.method_name, built.lab
-    size, boundary = built.trainable.size, len(built.cut.blocks)
-    stages = {t.name: t.stage for t in built.trainable}
-    w = {name: torch.from_numpy(array).double() for name, array in start.items()}
-    for round_, plan, reply in log.entries:
-        scalars = torch.from_numpy(reply["scalars"]).double()
-        for device, row in zip(round_.devices, scalars, strict=True):
-            steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
-            count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
-            keys = lab.directions(round_.number, device, steps, count)
-            for k, (a, key) in enumerate(zip(row, keys, strict=True)):
-                for name, z in drawn(built.trainable, key).items():
-                    u = torch.from_numpy(z).double()
-                    weight = a / (len(round_.devices) * count)
-                    if method == "cooperllm":
-                        u = settings.beta * (
-                            (settings.alpha / size) ** 0.5 * u
-                            + (1 - settings.alpha) ** 0.5 * torch.from_numpy(plan[name].reshape(-1)).double()
-                        )
-                    if method == "fedspzo" and stages[name] < boundary:
-                        if k % settings.p2:
-                            continue
-                        weight = row[k : k + settings.p2].mean() / (len(round_.devices) * settings.p1)
-                    elif method == "fedspzo":
-                        weight = weight * settings.lr_ratio
-                    w[name] = w[name] - round_.lr * weight * u
-    return w
-
-
 @pytest.mark.parametrize(
     ("method", "rounds", "part"),
     [
         pytest.param("fedmezo", 1000, "bitfit", marks=pytest.mark.slow),
-        ("fedmezo", 50, "head"),
-        ("fedspzo", 50, "bitfit"),
-        ("cooperllm", 50, "head"),
-        ("fedmezo", 2, "full"),
-        ("fedspzo", 2, "full"),
-        ("cooperllm", 2, "full"),
+        *((name, 50, "head" if name != "fedspzo" else "bitfit") for name in ROWS if ROWS[name].replay),
+        *((name, 2, "full") for name in ROWS if ROWS[name].replay),
     ],
 )
-def test_the_weights_are_those_that_logged_scalars_rebuild(method: str, rounds: int, part: str) -> None:
-    changes = COUNTED | {
-        "run.rounds": rounds,
-        "federation.devices": 2,
-        "model.trainable": part,
-        "method.fedspzo.lr_ratio": 1.7,
-        f"method.{method}.schedule": "linear",
-    }
+def test_the_weights_are_those_that_the_wire_rebuilds(method: str, rounds: int, part: str) -> None:
+    row = ROWS[method]
+    assert row.replay is not None
+    changes = (
+        COUNTED
+        | dict(row.settings or {})
+        | {
+            "run.rounds": rounds,
+            "federation.devices": 2,
+            "model.trainable": part,
+        }
+    )
+    if row.linear:
+        changes[f"method.{method}.schedule"] = "linear"
     if rounds >= 50:
         changes |= {"federation.local_steps": 1, "zo.perturbations": 1, "method.fedspzo.p1": 1, "method.fedspzo.p2": 2}
     built = make(method, changes)
     start, log = weights(built.trainable), Log(built)
     Tiny(built).play(rounds)
-    found, expected = weights(built.trainable), replayed(built, start, log)
+    found = weights(built.trainable)
+    expected = row.replay(built, {name: torch.from_numpy(w).double() for name, w in start.items()}, log.entries)
     moved = flat(found) - flat(start)
     error = flat(found) - flat({name: tensor.numpy() for name, tensor in expected.items()})
     subtractions = 2 * rounds * built.lab.local_steps * built.lab.perturbations  # each rounded to float32 by itself

@@ -103,7 +103,7 @@ def test_rounds_of_three_moves_bring_every_array_in_device_order(codec: int) -> 
         place = Place(number, exchange, -1, 0)
         sent = plan(10 * number + exchange)
         received = star.down("plan", PLAN, sent, place)
-        inboxes = star.expect(DEVICES, SCALARS, place)
+        inboxes = star.expect(DEVICES, lambda _: SCALARS, place)
         for device in reversed(DEVICES):  # whoever is ready first sends first
             report(star, device, device + number, place)
         star.gather(inboxes)
@@ -130,7 +130,7 @@ def test_a_plan_outlives_the_messages_of_other_channels(codec: int) -> None:
     views = {name: kept[name] for name in list(kept)[:1]}
     for exchange in range(4):  # later exchanges of the round, on buffers of the same sizes
         place = Place(0, exchange, -1, 0)
-        inboxes = star.expect(DEVICES, PLAN, place)
+        inboxes = star.expect(DEVICES, lambda _: PLAN, place)
         for device in DEVICES:
             star.report(DEVICES, device, PLAN, plan(50 + device), place, Note())
         star.gather(inboxes)
@@ -170,7 +170,7 @@ def test_lz4_units_are_decoded_when_asked_for_and_few_are_kept() -> None:
 def test_devices_that_sent_nothing_are_all_named() -> None:
     star = alone()
     place = Place(2, 0, -1, 0)
-    inboxes = star.expect(DEVICES, SCALARS, place)
+    inboxes = star.expect(DEVICES, lambda _: SCALARS, place)
     report(star, 4, 1.0, place)
     with pytest.raises(WireError, match=r"rank 0 still waits for device 1 \(rank 0\), device 5 \(rank 0\)\."):
         star.gather(inboxes)
@@ -189,7 +189,7 @@ def test_devices_that_sent_nothing_are_all_named() -> None:
 )
 def test_a_frame_of_another_round_or_exchange_is_refused(stale: Place, message: str) -> None:
     star = alone()
-    inboxes = star.expect(DEVICES, SCALARS, Place(7, 1, -1, 0))
+    inboxes = star.expect(DEVICES, lambda _: SCALARS, Place(7, 1, -1, 0))
     for device in DEVICES:
         report(star, device, 0.0, stale)
     star.gather(inboxes)
@@ -200,7 +200,7 @@ def test_a_frame_of_another_round_or_exchange_is_refused(stale: Place, message: 
 def test_a_frame_of_another_device_is_refused() -> None:
     star = alone()
     place = Place(0, 0, -1, 0)
-    inboxes = star.expect(DEVICES, SCALARS, place)
+    inboxes = star.expect(DEVICES, lambda _: SCALARS, place)
     star.report((4, 1, 5), 4, SCALARS, {"scalars": np.zeros(2, np.float32)}, place, Note())  # in device 1's slot
     with pytest.raises(WireError, match="device is 4, expected 1"):
         inboxes[1]["scalars"]
@@ -210,7 +210,7 @@ def test_a_late_message_of_the_move_before_meets_no_receive_of_this_one() -> Non
     star = alone()
     star._moves += 1  # a move whose receives are gone
     report(star, 1, 3.0, Place(0, 0, -1, 0))
-    inboxes = star.expect(DEVICES, SCALARS, Place(0, 1, -1, 0))
+    inboxes = star.expect(DEVICES, lambda _: SCALARS, Place(0, 1, -1, 0))
     assert not any(request.done() for inbox in inboxes.values() for request in inbox.requests)
     report(star, 4, 3.0, Place(0, 1, -1, 0))
     assert inboxes[4].requests[0].done()
@@ -218,7 +218,7 @@ def test_a_late_message_of_the_move_before_meets_no_receive_of_this_one() -> Non
 
 def test_the_end_finds_messages_that_never_met() -> None:
     star = alone()
-    star.expect(DEVICES, SCALARS, Place(0, 0, -1, 0))
+    star.expect(DEVICES, lambda _: SCALARS, Place(0, 0, -1, 0))
     with pytest.raises(WireError, match="3 messages are still open at the end of the run"):
         star.finish()
     star = alone()
@@ -248,7 +248,7 @@ def test_three_ranks_see_the_same_arrays_and_the_cloud_their_order(codec: int) -
         boxes = [star.down("plan", PLAN, sent if star.is_cloud else None, place) for star in reversed(stars)]
         for inbox in boxes:
             assert all(np.array_equal(inbox[name], sent[name]) for name in sent)
-        expected = [star.expect(DEVICES, SCALARS, place) for star in stars]
+        expected = [star.expect(DEVICES, lambda _: SCALARS, place) for star in stars]
         assert expected[1:] == [{}, {}]
         for star in reversed(stars[1:]):
             for device in DEVICES:
@@ -265,7 +265,7 @@ def test_the_hosts_of_missing_devices_are_named() -> None:
     hub = Hub(3)
     stars = [Star(Rank(hub, rank), RAW, 5.0, Clock()) for rank in range(3)]
     place = Place(0, 0, -1, 0)
-    inboxes, *_ = [star.expect(DEVICES, SCALARS, place) for star in stars]
+    inboxes, *_ = [star.expect(DEVICES, lambda _: SCALARS, place) for star in stars]
     report(stars[1], 4, 0.0, place)  # device 4 lives on rank 1, devices 1 and 5 on rank 2
     with pytest.raises(WireError, match=r"rank 0 on host0 still waits for device 1 \(rank 2 on host2\), device 5"):
         stars[0].gather(inboxes)

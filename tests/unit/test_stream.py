@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedbench.base.account import Meter
 from fedbench.base.config import ModelSection
 from fedbench.base.errors import ModelError
+from fedbench.data.rows import Batch
 from fedbench.models import parts
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import PARTS, Trainable, select
@@ -101,6 +102,48 @@ def test_both_losses_are_those_of_plain_forwards(
 
 
 @MODELS
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("micro", [0, 2])
+@pytest.mark.parametrize(("guided", "steps"), [(False, 0), (True, 2)])
+def test_a_one_sided_loss_is_that_of_a_plain_forward(
+    model: str, part: str, micro: int, guided: bool, steps: int
+) -> None:
+    bench = Bench(model, part)
+    bench.stream.micro_batch = micro
+    batch = batch_for(bench.cut, padded=True, seed=steps)
+    direction, walk = bench.direction(guided=guided), bench.walk(steps)
+    moved = bench.perturbed(direction, walk, H)[0]
+    still = bench.perturbed(direction, walk, 0.0)[0]
+    plus, zero = bench.stream.loss(batch, direction, H, walk), bench.stream.loss(batch, direction, 0.0, walk)
+    expected = [plain_losses(original(model, part), w, batch) for w in (moved, still)]
+    assert [plus, zero] == pytest.approx(expected, rel=LOSS_TOLERANCE)
+    assert abs(plus - zero) > 20 * LOSS_TOLERANCE
+    flops = bench.meter.take()
+    assert flops == 2 * bench.cut.forward_flops(*batch.ids.shape), "one stream costs one forward"
+    bench.stream.losses(batch, direction, H, walk)
+    assert bench.meter.take() == flops
+
+
+@MODELS
+@pytest.mark.parametrize("padded", [True, False])
+def test_states_of_one_stream_serve_two(model: str, padded: bool) -> None:
+    """Directions behind a boundary alone: from clean states h0 both ways, or from h0 once more."""
+    bench = Bench(model)
+    batch = batch_for(bench.cut, padded=padded)
+    direction = bench.direction()
+    for boundary in range(1, bench.cut.stages):
+        clean = bench.stream.run(bench.stream.begin(batch, 1), range(boundary), Probe(direction, 0.0, sides=1))
+        assert not isinstance(clean, torch.Tensor | Batch)
+        behind = [t for t in bench.trainable if t.stage >= boundary]
+        moved = bench.perturbed(direction, AT_WEIGHTS, H)
+        own = [{t.name: copy[t.name] for t in behind} for copy in moved]
+        expected = [plain_losses(original(model), w, batch) for w in own]
+        two = bench.stream.end(bench.stream.both(clean), boundary, Probe(direction, H))
+        (one,) = bench.stream.end(clean, boundary, Probe(direction, H, sides=1))
+        assert [*two, one] == pytest.approx([*expected, expected[0]], rel=LOSS_TOLERANCE), boundary
+
+
+@MODELS
 def test_with_nothing_to_perturb_with_both_streams_have_the_same_bits(model: str) -> None:
     bench = Bench(model)
     batch = batch_for(bench.cut)
@@ -157,11 +200,11 @@ def test_a_run_from_any_boundary_equals_the_whole_bit_for_bit(model: str) -> Non
     whole = bench.stream.losses(batch, probe.direction, H, probe.walk)
     for boundary in range(1, bench.cut.stages):
         state = bench.stream.run(bench.stream.begin(batch), range(boundary), probe)
-        assert bench.stream.end(state, boundary, batch.labels, probe) == whole, boundary
+        assert bench.stream.end(state, boundary, probe) == whole, boundary
         # The states at the boundary serve again, and another direction behind it changes the losses.
         other = Probe(bench.direction(1), H, AT_WEIGHTS)
-        assert bench.stream.end(state, boundary, batch.labels, other) != whole
-        assert bench.stream.end(state, boundary, batch.labels, probe) == whole, boundary
+        assert bench.stream.end(state, boundary, other) != whole
+        assert bench.stream.end(state, boundary, probe) == whole, boundary
 
 
 @MODELS
@@ -173,7 +216,7 @@ def test_every_visit_of_a_stage_is_counted_once(model: str) -> None:
     probe = Probe(bench.direction(), H, AT_WEIGHTS)
     state = bench.stream.run(bench.stream.begin(batch), range(2), probe)
     for _ in range(3):
-        bench.stream.end(state, 2, batch.labels, probe)
+        bench.stream.end(state, 2, probe)
     assert bench.stream.block_runs == [2, 2] + [4] * (stages - 2)
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from fedbench.algorithms.base import CatchUp
 from fedbench.data.partition import sampled_devices
 from fedbench.run.callbacks.traffic import ID_BYTES, Traffic
 
@@ -48,6 +49,26 @@ def test_the_first_round_needs_no_history_and_a_late_comer_all_of_it() -> None:
     assert traffic.round(1, [0, 1], plan_bytes=100, reply_bytes=8) == [100 + 16, 100 + 16]
     assert traffic.round(2, [1, 2], plan_bytes=100, reply_bytes=8) == [100 + 16, 100 + 2 * (100 + 16)]
     assert traffic.round(3, [0, 2], plan_bytes=0, reply_bytes=8) == [16 + 100 + 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "expected"),
+    [
+        (CatchUp.REPLAY_OF_DEVICES, [100, 100 + 2 * (8 + 2 * ID_BYTES), 100 + 100 + 3 * (8 + 2 * ID_BYTES)]),
+        (CatchUp.REPLAY, [100, 100 + 2 * 8, 100 + 100 + 3 * 8]),
+        (CatchUp.NEWEST, [100, 100 + 8, 100 + 8]),
+    ],
+)
+def test_a_device_catches_up_as_its_method_says(catch_up: CatchUp, expected: list[int]) -> None:
+    """Device 0 plays rounds 0 and 2 as the others play 1; then it plays round 4 after those of 3."""
+    traffic = Traffic(PLENTY, catch_up)
+    found = [traffic.round(0, [0, 1], 100, 8)[0]]
+    traffic.round(1, [1, 2], 0, 8)
+    found.append(traffic.round(2, [0, 1], 100, 8)[0])
+    traffic.round(3, [1, 2], 100, 8)
+    traffic.round(4, [1, 2], 0, 8)
+    found.append(traffic.round(5, [0, 1], 100, 8)[0])
+    assert found == expected
 
 
 def test_nothing_sent_is_nothing_counted() -> None:

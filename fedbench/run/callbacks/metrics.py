@@ -38,7 +38,7 @@ class Metrics:
         self.rows: list[dict[str, float]] = []
         self.device_rows: list[dict[str, list[float]]] = []
         self.probe_accuracy: float | None = None
-        self.traffic = Traffic(4 * built.trainable.size)
+        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up)
         self._scalars = self._zeros = 0
 
     def started(self) -> None:

@@ -1,16 +1,19 @@
 """Logical downlink bytes: what a device would have to fetch, whatever ranks it shares with others.
 
 A device that takes part in round t holds the weights of its last participation t0. It
-fetches the replies of rounds t0 .. t-1 with the numbers of the devices behind them, and
-the plans of those rounds in which it did not take part, or the model where that is less
-(methods.md 2.17); then the plan of round t. When training ends, the devices of the last
-round fetch its reply.
+fetches the replies of rounds t0 .. t-1, with the numbers of the devices behind them
+where the method needs them, and the plans of those rounds in which it did not take
+part; or the newest reply alone where it stands for all before; or the model where that
+is less (methods.md 2.17). Then it fetches the plan of round t. When training ends, the
+devices of the last round fetch its reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from fedbench.algorithms.base import CatchUp
 
 #: Bytes of a device's number in a reply (fedbench's accounting constant).
 ID_BYTES = 4
@@ -19,8 +22,9 @@ ID_BYTES = 4
 class Traffic:
     """Counts downlink payload per device; `model_bytes` is the size of the trainable part."""
 
-    def __init__(self, model_bytes: int) -> None:
+    def __init__(self, model_bytes: int, catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES) -> None:
         self._model_bytes = model_bytes
+        self._catch_up = catch_up
         self._history = [0]
         self._plans: list[int] = []
         self._replies: list[int] = []
@@ -29,7 +33,8 @@ class Traffic:
     def round(self, number: int, devices: Sequence[int], plan_bytes: int, reply_bytes: int) -> list[int]:
         """Return the bytes that each sampled device fetches in a round, and remember the round."""
         downs = [self._missed(device, number) + plan_bytes for device in devices]
-        reply = reply_bytes + ID_BYTES * len(devices) if reply_bytes else 0
+        ids = ID_BYTES * len(devices) if self._catch_up is CatchUp.REPLAY_OF_DEVICES else 0
+        reply = reply_bytes + ids if reply_bytes else 0
         self._plans.append(plan_bytes)
         self._replies.append(reply)
         self._history.append(self._history[-1] + plan_bytes + reply)
@@ -53,6 +58,8 @@ class Traffic:
         self._last = {int(device): int(number) for device, number in state["last"]}
 
     def _missed(self, device: int, number: int) -> int:
+        if self._catch_up is CatchUp.NEWEST:
+            return min(self._replies[-1], self._model_bytes) if self._replies else 0
         last = self._last.get(device)
         since = 0 if last is None else last
         bytes_ = self._history[number] - self._history[since]

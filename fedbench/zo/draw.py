@@ -1,0 +1,21 @@
+"""Directions written out: for methods that look at entries themselves, a tensor at a time.
+
+Whatever can be done from keys alone is done in the stream and the update instead; nothing here keeps a direction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedbench.models.trainable import Tensor
+from fedbench.zo.kernels import cpu
+
+
+def entries(tensor: Tensor, key: np.ndarray, *, gaussian: bool, count: int | None = None) -> np.ndarray:
+    """Return the first `count` (all by default) entries of a direction (uint64 [2]) in a tensor, flat float32 on the host.
+
+    They are the numbers that a probe with this key adds to the tensor, bit for bit.
+    """
+    out = np.empty(tensor.size if count is None else count, np.float32)
+    cpu.draw(cpu.stream_keys(key[None], tensor.key)[0], 0, out, gaussian)
+    return out

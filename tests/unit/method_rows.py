@@ -1,0 +1,194 @@
+"""One row a method: what methods.md says that it sends, computes and rebuilds, and a replay that shares no code with it.
+
+A new method gets a row here; `test_methods.py` holds every row against real rounds. Formulas are those of methods.md
+2.17 for the settings of `COUNTED`, in which no count is 1 by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tinyruns import drawn
+
+from fedbench.algorithms.base import Round
+from fedbench.base.arrays import Arrays
+from fedbench.data.embedded import LENGTH
+from fedbench.run.build import Built
+
+SCALAR = 4  # bytes of one number on the wire
+STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
+
+COUNTED: dict[str, Any] = {
+    "run.rounds": 5,
+    "federation.local_steps": STEPS,
+    "federation.batch_size": BATCH,
+    "zo.perturbations": PERTURBATIONS,
+    "method.fedspzo.p1": P1,
+    "method.fedspzo.p2": P2,
+    "model.trainable": "bitfit",
+}
+
+#: One round as an outsider on the wire would see it: round, plan, reply.
+Entry = tuple[Round, Arrays, Arrays]
+Weights = dict[str, torch.Tensor]
+
+
+class Costs:
+    """What the formulas are made of, in a run with the settings of `COUNTED`."""
+
+    def __init__(self, built: Built) -> None:
+        self.built = built
+        self.settings: Any = built.job.settings
+        self.entries = built.trainable.size  # d
+        self.model_bytes = SCALAR * self.entries
+        self.sampled = len(built.sampled(0))  # M
+        stages = [built.cut.stage_flops(stage, BATCH, LENGTH) for stage in range(built.cut.stages)]
+        self.forward = sum(stages)  # C
+        self.boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
+        self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
+        self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
+
+    def entries_of(self, first: bool) -> int:
+        """Return the trainable entries of block 1, or of block 2."""
+        return sum(t.size for t in self.built.trainable if (t.stage < self.boundary) == first)
+
+
+Count = Callable[[Costs], float]
+#: From the start weights (float64) and what was on the wire: the weights in the end, by plain torch.
+Replay = Callable[[Built, Weights, list[Entry]], Weights]
+
+
+def nothing(costs: Costs) -> float:
+    """Return 0: it doesn't happen."""
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one device's upload, of the plan and of the reply, FLOPs, entries of directions rebuilt; all a round."""
+
+    uplink: Count
+    plan: Count
+    reply: Count
+    device_flops: Count
+    cloud_flops: Count
+    rebuilt: Count
+    replay: Replay | None
+    exchanges: int = 1
+    #: Whether the method takes a step size that changes from round to round.
+    linear: bool = True
+    settings: Mapping[str, Any] | None = None
+
+
+def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays, int, torch.Tensor, Weights, int]]:
+    """Yield (round, plan, device's scalars' index k, scalars of the device, z by tensor, number of devices)."""
+    method, lab = built.job.config.method_name, built.lab
+    settings: Any = built.job.settings
+    for round_, plan, reply in entries:
+        scalars = torch.from_numpy(reply["scalars"]).double()
+        for device, row in zip(round_.devices, scalars, strict=True):
+            steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
+            count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
+            for k, key in enumerate(lab.directions(round_.number, device, steps, count)):
+                z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, key).items()}
+                yield round_, plan, k, row, z, len(round_.devices)
+
+
+def replay_fedmezo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / (M P) sum a z."""
+    for round_, _, k, a, z, devices in steps_of(built, entries):
+        for name in z:
+            w[name] = w[name] - round_.lr * a[k] / (devices * built.lab.perturbations) * z[name]
+    return w
+
+
+def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """Estimator A: z moves by all d v, y by the means over q of d times the first v of each p."""
+    settings: Any = built.job.settings
+    boundary = len(built.cut.blocks)
+    stages = {t.name: t.stage for t in built.trainable}
+    for round_, _, k, d, v, devices in steps_of(built, entries):
+        for name in v:
+            if stages[name] >= boundary:
+                weight = settings.lr_ratio * d[k] / (devices * settings.p1 * settings.p2)
+            elif k % settings.p2 == 0:
+                weight = d[k : k + settings.p2].mean() / (devices * settings.p1)
+            else:
+                continue
+            w[name] = w[name] - round_.lr * weight * v[name]
+    return w
+
+
+def replay_cooperllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """u = beta (sqrt(alpha/n) z + sqrt(1-alpha) guide);  w <- w - lr mean(a u)."""
+    settings: Any = built.job.settings
+    for round_, plan, k, a, z, devices in steps_of(built, entries):
+        for name in z:
+            guide = torch.from_numpy(plan[name].reshape(-1)).double()
+            isotropic = (settings.alpha / built.trainable.size) ** 0.5 * z[name]
+            u = settings.beta * (isotropic + (1 - settings.alpha) ** 0.5 * guide)
+            w[name] = w[name] - round_.lr * a[k] / (devices * built.lab.perturbations) * u
+    return w
+
+
+def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w + the change that travelled."""
+    for _, _, reply in entries:
+        for name in w:
+            w[name] = w[name] + torch.from_numpy(reply[name].reshape(-1)).double()
+    return w
+
+
+ROWS: dict[str, Row] = {
+    "fedavg": Row(
+        uplink=lambda c: c.model_bytes,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: 3 * c.forward * STEPS,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
+    ),
+    "fedmezo": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=nothing,
+        reply=lambda c: SCALAR * c.sampled * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.entries,
+        replay=replay_fedmezo,
+    ),
+    "fedspzo": Row(
+        uplink=lambda c: SCALAR * STEPS * P1 * P2,
+        plan=nothing,
+        reply=lambda c: SCALAR * c.sampled * STEPS * P1 * P2,
+        device_flops=lambda c: STEPS * 2 * P1 * (c.first + P2 * c.second),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * P1 * (c.entries_of(True) + P2 * c.entries_of(False)),
+        replay=replay_fedspzo,
+        exchanges=STEPS,
+        settings={"method.fedspzo.lr_ratio": 1.7},
+    ),
+    "cooperllm": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: c.model_bytes,
+        reply=lambda c: SCALAR * c.sampled * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=lambda c: 3 * c.public_forward,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.entries,
+        replay=replay_cooperllm,
+        exchanges=STEPS,
+    ),
+    "public_only": Row(
+        uplink=nothing,
+        plan=nothing,
+        reply=nothing,
+        device_flops=nothing,
+        cloud_flops=lambda c: 3 * c.public_forward,
+        rebuilt=nothing,
+        replay=None,
+    ),
+}
