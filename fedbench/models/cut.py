@@ -117,13 +117,14 @@ class Cut(nn.Module, ABC):
     #: What runs a block of the architecture for one position of each text (`folded.py`), where it is causal.
     folding: Any = None
 
-    #: The last block in that form, where the head reads one position: the way in which it runs.
-    last: Any = None
+    #: The last block in that form, where the head reads one position: the way in which it runs. Else None.
+    last: Any
 
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.last = None
         self.fold()
 
     @property
