@@ -159,8 +159,9 @@ class RotaryCut(DecoderCut):
     @property
     def attention_width(self) -> int:
         """Entries of all heads' queries; keys and values may have fewer heads."""
-        attention = self.base.layers[0].self_attn
-        return attention.q_proj.out_features
+        config = self.backbone.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_attention_heads * head)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -90,6 +90,9 @@ class RotaryAttention(Attention):
 class Layer(nn.Module, ABC):
     """A layer at the read position, with the adapter behind it where there is one."""
 
+    layer: Any
+    adapter: Any
+
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.layer, self.adapter = (block.block, block.adapter) if isinstance(block, Adapted) else (block, None)

@@ -131,4 +131,3 @@ class NextToken(Head):
     def flops(self, rows: int, length: int) -> float:
         """Return the FLOPs of `read`: the matrices at every position but the last, padding included."""
         return super().flops(rows, length) * (length - 1)
-

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, bmm, nn
 
+from fedbench.base.errors import ModelError
 from fedbench.models.cut import wide
 
 
@@ -22,9 +23,12 @@ class PerHead(nn.Module):
 
     def __init__(self, linear: Any, heads: int, *, part: int = 0, parts: int = 1, back: bool = False) -> None:
         super().__init__()
+        self.inputs_first = type(linear).__name__ == "Conv1D"  # stored input by output
+        if not self.inputs_first and type(linear) is not nn.Linear:
+            kind = type(linear).__name__
+            raise ModelError(f"A projection of the last layer is a {kind}; allowed: Linear, Conv1D, LoRA beside them.")
         self.linear = linear
         self.heads, self.part, self.parts, self.back = heads, part, parts, back
-        self.inputs_first = type(linear).__name__ == "Conv1D"  # stored input by output
         self.inputs = linear.nx if self.inputs_first else linear.in_features
         self.size = (linear.nf if self.inputs_first else linear.out_features) // parts // heads
 
