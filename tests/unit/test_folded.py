@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +21,12 @@ from fedbench.models.decoders import EmbeddedCut
 from fedbench.models.embedded.network import load_pretrained
 from fedbench.models.families import HeadKind
 from fedbench.models.heads import LabelWords, NextToken
+from fedbench.models.mapped import Mapped
 from fedbench.models.narrow import narrow
+from fedbench.models.residency import RESIDENT
 from fedbench.models.trainable import Trainable, select
 from fedbench.zo import leaves
-from fedbench.zo.direction import Direction, as_keys, direction_key
+from fedbench.zo.direction import Direction, Terms, as_keys, direction_key
 from fedbench.zo.guide import gradient
 from fedbench.zo.kernels import reference
 from fedbench.zo.stream import Stream
@@ -58,9 +60,8 @@ def model(kind: str, head: HeadKind, part: str = "full") -> tuple[Cut, Trainable
     return cut, trainable
 
 
-def terms() -> Any:
-    from fedbench.zo.direction import Terms
-
+def terms() -> Terms:
+    """Return a step that takes new weights away from their zeros."""
     return Terms(as_keys([direction_key(7, 0, 0, 0, 0)]), np.array([0.05], np.float32))
 
 
@@ -159,6 +160,22 @@ def test_narrow_weights_fold_as_the_whole_layer_widens_them(kind: str, part: str
         found = cut(batch)
         torch.testing.assert_close(found, whole(cut)(batch), rtol=0, atol=1e-5)
     assert float((found - plain).abs().max()) > 1e-4, "narrow weights must differ or nothing was widened"
+
+
+@pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
+def test_mapped_weights_fold_to_the_same_bits(kind: str, tmp_path: Path) -> None:
+    found = []
+    for place in (RESIDENT, Mapped(tmp_path)):
+        cut = architecture(kind, "verbaliser")[0]
+        place.place(cut)
+        stream = Stream(cut, select(cut, "full"), Meter(), gaussian=False)
+        batch = batch_for(cut)
+        with torch.inference_mode():
+            logits = cut(batch)
+        found.append((logits, stream.losses(batch, Direction(as_keys([direction_key(0, 1, 2, 3, 5)])[0]), H)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert found[0][1][0] != found[0][1][1]
 
 
 @PARTS
