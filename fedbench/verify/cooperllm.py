@@ -80,11 +80,11 @@ def above_control(found: Found, arm: str) -> Measured | Untold:
     return value._replace(detail=(*detail, *race.missing(found, best)))
 
 
-def _best(runs: Mapping[int, Run], rounds: int) -> dict[int, float | None]:
+def _best(runs: Mapping[int, Run], rounds: int) -> dict[int, float]:
     return {seed: paired.best_on_dev(run, rounds) for seed, run in runs.items()}
 
 
-def _last(runs: Mapping[int, Run]) -> dict[int, float | None]:
+def _last(runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: run.summary.final_accuracy for seed, run in runs.items()}
 
 

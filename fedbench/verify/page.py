@@ -42,7 +42,9 @@ def _claims(rows: Sequence[Row]) -> str:
         parts.append(f"### {name}\n\nPublished: {own[0].claim.published}." + (f" Goal: {goal.words}." if goal else ""))
         parts.append("")
         for row in own:
-            told = f"{row.why}." if row.measured is None else " ".join(row.measured.detail) + (row.why and f" {row.why}.")
+            told = (
+                f"{row.why}." if row.measured is None else " ".join(row.measured.detail) + (row.why and f" {row.why}.")
+            )
             parts.append(f"- {row.task}: {row.verdict}. {told}".replace("..", ".").replace("- -: ", "- "))
         parts.append("")
     return "\n".join(parts)
@@ -51,9 +53,11 @@ def _claims(rows: Sequence[Row]) -> str:
 def _task(found: Found) -> list[str]:
     budgets = [budget for budget in BUDGETS if budget <= _horizon(found)]
     parts = [f"## Runs on {found.task.name}\n"]
-    if budgets and _units(found):
+    if budgets:
         heads = tuple(f"{budget}" for budget in budgets)
-        told = f"Test accuracy in %, mean ± SD over seeds, at the device FLOPs of so many rounds of {found.task.reference}"
+        told = (
+            f"Test accuracy in %, mean ± SD over seeds, at the device FLOPs of so many rounds of {found.task.reference}"
+        )
         parts.append(f"{told} (public-only: so many rounds).\n")
         parts.append(to_markdown(Grid("", ("arm", "seeds", *heads), tuple(_at_flops(found, budgets)))))
         parts.append("Test accuracy in % after so many rounds of its own.\n")
@@ -132,14 +136,7 @@ def _at_rounds(found: Found, budgets: Sequence[int]) -> list[tuple[str, ...]]:
 
 
 def _within(found: Found, arm: str, budget: int) -> dict[int, float | None]:
-    each = _units(found)
-    return {
-        seed: paired.accuracy_within(run, each[seed], budget) for seed, run in found.of(arm).items() if seed in each
-    }
-
-
-def _units(found: Found) -> dict[int, float]:
-    return {seed: paired.flops_per_round(run) for seed, run in found.of(found.task.reference).items()}
+    return paired.within(found, found.task.reference, arm, budget)
 
 
 def _horizon(found: Found) -> int:

@@ -14,13 +14,14 @@ import numpy as np
 from fedbench.base import stats
 from fedbench.base.records import Run
 from fedbench.report.arms import cumulative, rounds_done
-from fedbench.verify.claims import Measured
+from fedbench.verify.claims import Found, Measured
 
 #: Share of a budget that a run has to have spent for its last evaluation to count for it.
 _SPENT = 0.9
 _ROUNDING = 1e-9
 
-Runs = Mapping[int, Run]
+#: Seed -> a value where there is one.
+Partial = Mapping[int, float | None]
 
 
 class Cost(NamedTuple):
@@ -57,6 +58,12 @@ def accuracy_within(run: Run, unit_flops: float, budget: float) -> float | None:
     return float(run.rounds["test_accuracy"][np.flatnonzero(inside)[-1]])
 
 
+def within(found: Found, reference: str, arm: str, budget: int) -> dict[int, float | None]:
+    """Return an arm's test accuracy by seed within the device FLOPs of `budget` rounds of the seed's reference run."""
+    units = {seed: flops_per_round(run) for seed, run in found.of(reference).items()}
+    return {seed: accuracy_within(run, units[seed], budget) for seed, run in found.of(arm).items() if seed in units}
+
+
 def best_on_dev(run: Run, rounds: int) -> float:
     """Return test accuracy at the evaluation, within the first `rounds` rounds, that is best on dev."""
     dev = np.where(rounds_done(run) <= rounds, run.rounds["dev_accuracy"], np.nan)
@@ -85,7 +92,7 @@ def ratios(ours: Mapping[int, Cost], theirs: Mapping[int, Cost]) -> Measured | N
     return Measured(middle.value, low, high, bound=float(np.median(ends)) != middle.value)
 
 
-def differences(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> Measured | None:
+def differences(ours: Mapping[int, float] | Partial, theirs: Mapping[int, float] | Partial) -> Measured | None:
     """Return the mean over shared seeds of ours minus theirs, in points; None where they share none."""
     mine, other = ({seed: 100 * v for seed, v in side.items() if v is not None} for side in (ours, theirs))
     found = stats.paired_difference(mine, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fedbench.verify import paired, race
 from fedbench.verify.claims import Claim, Found, Goal, Measured, Untold
@@ -27,16 +27,6 @@ def over_zo(found: Found) -> Measured | Untold:
     return _smallest(found, BASELINES)
 
 
-def at_budget(found: Found, arm: str, budget: int) -> Mapping[int, float | None]:
-    """Return the arm's test accuracy by seed within the device FLOPs of `budget` rounds of CooperLLM (0..1)."""
-    units = {seed: paired.flops_per_round(run) for seed, run in found.of(_UNIT).items()}
-    return {
-        seed: paired.accuracy_within(run, units[seed], budget)
-        for seed, run in found.of(arm).items()
-        if seed in units
-    }  # fmt: skip
-
-
 def _smallest(found: Found, others: Sequence[str]) -> Measured | Untold:
     """Return the smallest over budgets of the mean paired difference to the arm that is best at that budget."""
     for needed in (_OURS, _UNIT):
@@ -47,11 +37,11 @@ def _smallest(found: Found, others: Sequence[str]) -> Measured | Untold:
         return found.without(others[0]) if len(others) == 1 else Untold(f"no baseline has a run on {found.task.name}")
     closest: dict[int, tuple[str, Measured]] = {}
     for budget in BUDGETS:
-        ours = at_budget(found, _OURS, budget)
+        ours = paired.within(found, _UNIT, _OURS, budget)
         each = {
             name: value
             for name in known
-            if (value := paired.differences(ours, at_budget(found, name, budget))) is not None
+            if (value := paired.differences(ours, paired.within(found, _UNIT, name, budget))) is not None
         }
         if each:
             name = min(each, key=lambda one: each[one].value)

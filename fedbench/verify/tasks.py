@@ -123,7 +123,7 @@ SST2 = Task("sst2", "sst2", _ARMS, full=Scale(_SEEDS[:3], {"run.rounds": 100}, {
 _SPLIT_ARMS = (
     _variant("fedspzo B1", "fedspzo", estimator="B1"),
     _variant("fedspzo Ac", "fedspzo", estimator="Ac"),
-    _variant("block-wise MeZO", "fedspzo", estimator="A", p1=1, p2=1, lr=1e-3, lr_ratio=4.0),
+    _variant("block-wise MeZO", "fedspzo", estimator="A", p1=1, p2=1, lr=1e-3, lr_ratio=3.0),
     _variant("first block frozen", "fedspzo", estimator="B1", freeze_first=True),
 )
 SPLIT = Task(
