@@ -15,3 +15,8 @@ def central(plus: float, minus: float, h: float) -> np.float32:
             f"Losses {plus} and {minus} at a probing step of {h}: the difference is not a finite number."
         )
     return value
+
+
+def forward(plus: float, clean: float, h: float) -> np.float32:
+    """Return (f(w + h u) - f(w)) / h as float32, the one-sided difference; NumericsError where it isn't finite."""
+    return central(plus, clean, h / 2.0)
