@@ -161,7 +161,7 @@ def two_block_errors(estimator: str, *, gaussian: bool) -> tuple[float, float]:
 @DISTRIBUTIONS
 @pytest.mark.parametrize("estimator", ["A", "Ac", "B", "B1", "D"])
 def test_every_split_estimate_is_unbiased_with_the_known_second_moment(estimator: Estimator, gaussian: bool) -> None:
-    estimates = two_block_estimates(estimator, G_Y, 1200, gaussian=gaussian)
+    estimates = two_block_estimates(estimator, G_Y, 500, gaussian=gaussian)
     expected = two_block_errors(estimator, gaussian=gaussian)
     for each, g, error in zip(estimates, (G_Y, G_Z), expected, strict=True):
         for direction in (g.astype(np.float64), np.random.default_rng(5).standard_normal(len(g))):
