@@ -128,11 +128,11 @@ def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
                     move = round_.lr * slope / (p1 * len(round_.devices))
                     w[name] = w[name] - move * draws[p * p2 if chained else p][name]
             for k, slope in enumerate(d_z):
-                if estimator == "Ac":
-                    first = k // p2 * p2
-                    slope = (slope - d_z[first : first + p2].mean()) * p2 / (p2 - 1)
+                first = k // p2 * p2
+                mean = d_z[first : first + p2].mean()
+                centred = (slope - mean) * p2 / (p2 - 1) if estimator == "Ac" else slope
                 for name in (name for name in w if stages[name] >= boundary):
-                    move = round_.lr * settings.lr_ratio * slope / (len(d_z) * len(round_.devices))
+                    move = round_.lr * settings.lr_ratio * centred / (len(d_z) * len(round_.devices))
                     w[name] = w[name] - move * draws[k][name]
     return w
 
