@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedbench.base import account, identity, provenance
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
@@ -187,14 +187,16 @@ class Execution:
                 launch.say("no checkpoint to resume from; starting fresh.")
             return
         runner.next_round = next_round
-        weights: Arrays | None = None
+        method = runner.built.algorithm
         if checkpoint is not None:
             take_up(checkpoint, runner, metrics)
-            weights = {t.name: t.values() for t in tensors}
-        units = [Unit(t.name, (t.size,)) for t in tensors]
-        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
+        held = {f"weights/{t.name}": t.values() for t in tensors}
+        held |= {f"method/{name}": array for name, array in method.state().items()}
+        units = [Unit(name, array.shape, array.dtype.str) for name, array in held.items()]
+        inbox = star.down("resume", units, held if star.is_cloud else None, Place(next_round, 0, -1, 0))
         for tensor in tensors:
-            tensor.assign(inbox[tensor.name])
+            tensor.assign(inbox[f"weights/{tensor.name}"])
+        method.restore({name: inbox[f"method/{name}"].copy() for name in method.state()})
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:
