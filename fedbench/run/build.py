@@ -16,6 +16,7 @@ import numpy as np
 
 from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.cooperllm import CooperLLM
+from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
@@ -38,7 +39,7 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
+    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly, DeComFL)
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

@@ -19,3 +19,13 @@ def entries(tensor: Tensor, key: np.ndarray, *, gaussian: bool, count: int | Non
     out = np.empty(tensor.size if count is None else count, np.float32)
     cpu.draw(cpu.stream_keys(key[None], tensor.key)[0], 0, out, gaussian)
     return out
+
+
+def total(tensor: Tensor, keys: np.ndarray, coef: np.ndarray, *, gaussian: bool) -> np.ndarray:
+    """Return sum_k coef[k] z(keys[k]) in a tensor, in this order, flat float32 on the host.
+
+    `keys` is uint64 [K, 2], `coef` float32 [K]; no direction is stored on the way.
+    """
+    out = np.zeros(tensor.size, np.float32)
+    cpu.update(out, 0, cpu.stream_keys(keys, tensor.key), -coef, np.empty(0, np.float32), 0.0, gaussian)
+    return out

@@ -17,8 +17,9 @@ from fedbench.algorithms.base import Round
 from fedbench.base.arrays import Arrays
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
+from fedbench.zo.direction import shared_keys
 
-SCALAR = 4  # bytes of one number on the wire
+SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
 
 COUNTED: dict[str, Any] = {
@@ -142,6 +143,17 @@ def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / P sum a z, with z from the seeds that travelled and a the means."""
+    count = built.lab.perturbations
+    for round_, plan, reply in entries:
+        a = reply["scalars"].reshape(-1).astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], count)):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / count * a[k] * torch.from_numpy(z).double()
+    return w
+
+
 ROWS: dict[str, Row] = {
     "fedavg": Row(
         uplink=lambda c: c.model_bytes,
@@ -190,5 +202,14 @@ ROWS: dict[str, Row] = {
         cloud_flops=lambda c: 3 * c.public_forward,
         rebuilt=nothing,
         replay=None,
+    ),
+    "decomfl": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * PERTURBATIONS * c.entries,
+        replay=replay_decomfl,
     ),
 }
