@@ -21,6 +21,7 @@ from fedbench.zo.direction import shared_keys
 
 SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
+K = 4  # BAFFLE's directions
 
 COUNTED: dict[str, Any] = {
     "run.rounds": 5,
@@ -154,6 +155,17 @@ def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean_k(D_k delta_k) / sigma^2 with delta = sigma z."""
+    sigma = built.lab.epsilon
+    for round_, plan, reply in entries:
+        d = reply["scalars"].astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], len(d))):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * torch.from_numpy(z).double() / sigma**2
+    return w
+
+
 ROWS: dict[str, Row] = {
     "fedavg": Row(
         uplink=lambda c: c.model_bytes,
@@ -211,5 +223,25 @@ ROWS: dict[str, Row] = {
         cloud_flops=nothing,
         rebuilt=lambda c: STEPS * PERTURBATIONS * c.entries,
         replay=replay_decomfl,
+    ),
+    "baffle": Row(
+        uplink=lambda c: SCALAR * STEPS * K,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * K,
+        device_flops=lambda c: STEPS * (K + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * K * c.entries,
+        replay=replay_baffle,
+        exchanges=STEPS,
+        settings={"method.baffle.k": K},
+    ),
+    "fedzo": Row(
+        uplink=lambda c: c.model_bytes,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: STEPS * (PERTURBATIONS + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
     ),
 }

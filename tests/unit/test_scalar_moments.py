@@ -23,6 +23,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, bool]] = {
     "decomfl": ("decomfl", {}, 1, 1, False),
     "decomfl, one-sided": ("decomfl", {"one_sided": True}, 1, 1, False),
     "decomfl, devices share directions": ("decomfl", {}, 3, 1, False),
+    "baffle": ("baffle", {"k": 3}, 1, 3, False),
+    "baffle, central": ("baffle", {"k": 3, "central": True}, 2, 3, False),
+    "fedzo": ("fedzo", {}, 1, 1, True),
+    "fedzo, three directions on each of two devices": ("fedzo", {"b2": 3}, 2, 6, True),
 }
 
 
@@ -42,7 +46,7 @@ def estimate(name: str, settings: dict[str, Any], lab: Lab, devices: int) -> np.
 @DISTRIBUTIONS
 @pytest.mark.parametrize("case", CASES)
 def test_the_estimate_has_mean_g_and_the_known_variance(case: str, gaussian: bool) -> None:
-    """E g_hat = g (kappa = 1);  E|g_hat - g|^2 = (d + 1) |g|^2 / n for Gaussian directions, d - 1 for those of length sqrt(d)."""
+    """E g_hat = g (kappa = 1);  E|g_hat - g|^2 = (d + 1) |g|^2 / n, d - 1 for directions that all have the length sqrt(d)."""
     name, settings, devices, directions, sphere = CASES[case]
     g = a_gradient(D)
     lab = make_lab(g, gaussian=gaussian)
@@ -55,5 +59,5 @@ def test_the_estimate_has_mean_g_and_the_known_variance(case: str, gaussian: boo
     assert within_three_sigma(found @ across, 0.0)
     mean_error = float(np.square(found.mean(0) - g64).sum())
     expected = (D + 1 if gaussian and not sphere else D - 1) * square / directions
-    assert mean_error < expected / DRAWS * (1 + 3 * math.sqrt(2 / D))
+    assert mean_error < expected / DRAWS * (1 + 5 * math.sqrt(2 / D))  # many cases, so five sigma
     assert within_three_sigma(np.square(found - g64).sum(1), expected)
