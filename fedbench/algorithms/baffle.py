@@ -75,8 +75,8 @@ class Baffle(ScalarMethod):
 
     def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
         """Return D [K], the mean over devices; one more exchange for each local step left."""
-        d = np.mean([arrays["scalars"] for arrays in uploads.values()], 0, np.float64)
-        return Reply({"scalars": d.astype(np.float32)}, again=round_.exchange + 1 < self.lab.local_steps)
+        d = np.asarray(np.mean([arrays["scalars"] for arrays in uploads.values()], 0, np.float64), np.float32)
+        return Reply({"scalars": d}, again=round_.exchange + 1 < self.lab.local_steps)
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """w <- w - lr mean_k(D_k delta_k) / sigma^2 = w - lr / (K sigma) sum_k D_k z_k."""

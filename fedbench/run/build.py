@@ -19,6 +19,8 @@ from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.cooperllm import CooperLLM
 from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedkseed import FedKSeed
+from fedbench.algorithms.fedkseed_pro import FedKSeedPro
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
 from fedbench.algorithms.fedzo import FedZO
@@ -41,7 +43,19 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly, DeComFL, Baffle, FedZO)
+    method.name: method
+    for method in (
+        FedAvg,
+        FedMeZO,
+        FedSPZO,
+        CooperLLM,
+        PublicOnly,
+        DeComFL,
+        Baffle,
+        FedZO,
+        FedKSeed,
+        FedKSeedPro,
+    )
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

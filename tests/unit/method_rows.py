@@ -6,14 +6,17 @@ A new method gets a row here; `test_methods.py` holds every row against real rou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tinyruns import drawn
 
 from fedbench.algorithms.base import Round
+from fedbench.base import rng
 from fedbench.base.arrays import Arrays
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
@@ -22,6 +25,7 @@ from fedbench.zo.direction import shared_keys
 SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
 K = 4  # BAFFLE's directions
+CANDIDATES, INDEX = 64, 2  # FedKSeed's directions, and bytes of the number of one
 
 COUNTED: dict[str, Any] = {
     "run.rounds": 5,
@@ -44,6 +48,7 @@ class Costs:
     def __init__(self, built: Built) -> None:
         self.built = built
         self.settings: Any = built.job.settings
+        self.round = 0
         self.entries = built.trainable.size  # d
         self.model_bytes = SCALAR * self.entries
         self.sampled = len(built.sampled(0))  # M
@@ -52,6 +57,13 @@ class Costs:
         self.boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
+
+    def drawn_candidates(self) -> int:
+        """Return how many of FedKSeed's candidates all devices draw together in `round`."""
+        run = self.built.job.config.run
+        devices = itertools.product(range(STEPS), self.built.sampled(self.round))
+        streams = [rng.generator(run.seed, "kseed", self.round, step, device) for step, device in devices]
+        return len({int(k) for stream in streams for k in stream.choice(CANDIDATES, PERTURBATIONS)})
 
     def entries_of(self, first: bool) -> int:
         """Return the trainable entries of block 1, or of block 2."""
@@ -77,7 +89,8 @@ class Row:
     reply: Count
     device_flops: Count
     cloud_flops: Count
-    rebuilt: Count
+    #: None where it follows from what devices found.
+    rebuilt: Count | None
     replay: Replay | None
     exchanges: int = 1
     #: Whether the method takes a step size that changes from round to round.
@@ -166,6 +179,16 @@ def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w = w0 - lr sum_k A_k z_k, from the newest A and nothing before it."""
+    round_, _, reply = entries[-1]
+    for k in np.flatnonzero(reply["a"]):
+        z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
+        for name in w:
+            w[name] = w[name] - round_.lr * float(reply["a"][k]) * torch.from_numpy(z[name]).double()
+    return w
+
+
 ROWS: dict[str, Row] = {
     "fedavg": Row(
         uplink=lambda c: c.model_bytes,
@@ -243,5 +266,27 @@ ROWS: dict[str, Row] = {
         cloud_flops=nothing,
         rebuilt=nothing,
         replay=replay_means,
+    ),
+    "fedkseed": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=nothing,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.drawn_candidates() * c.entries,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed.candidates": CANDIDATES},
+    ),
+    "fedkseed_pro": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=lambda c: SCALAR * CANDIDATES,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=None,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed_pro.candidates": CANDIDATES},
     ),
 }

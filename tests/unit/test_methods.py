@@ -72,7 +72,8 @@ def test_flops_are_those_of_the_formulas(method: str) -> None:
     for outcome in Tiny(built).play(2):
         assert outcome.flops == ([row.device_flops(costs)] * 3 if built.algorithm.uses_devices else [])
         assert outcome.cloud_flops == row.cloud_flops(costs)
-        assert outcome.replay_ops == row.rebuilt(costs)
+        costs.round = outcome.number
+        assert row.rebuilt is None or outcome.replay_ops == row.rebuilt(costs)
         assert outcome.exchanges == row.exchanges
 
 
@@ -371,7 +372,7 @@ def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None
     assert min(found) > 0
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"cooperllm", "fedspzo"}))
+@pytest.mark.parametrize("method", sorted({name for name in METHODS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
 def test_the_rate_in_force_is_the_schedules(method: str) -> None:
     built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
     tiny = Tiny(built)

@@ -27,6 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, bool]] = {
     "baffle, central": ("baffle", {"k": 3, "central": True}, 2, 3, False),
     "fedzo": ("fedzo", {}, 1, 1, True),
     "fedzo, three directions on each of two devices": ("fedzo", {"b2": 3}, 2, 6, True),
+    "fedkseed, of 3": ("fedkseed", {"candidates": 3}, 1, 1, False),
+    "fedkseed_pro, of 4096": ("fedkseed_pro", {}, 1, 1, False),
 }
 
 
