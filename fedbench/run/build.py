@@ -24,6 +24,7 @@ from fedbench.algorithms.fedkseed_pro import FedKSeedPro
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
 from fedbench.algorithms.fedzo import FedZO
+from fedbench.algorithms.fwdllm import FwdLLM
 from fedbench.algorithms.public_only import PublicOnly
 from fedbench.base import account, config, identity
 from fedbench.base.config import Config
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Algorithm]] = {
         FedZO,
         FedKSeed,
         FedKSeedPro,
+        FwdLLM,
     )
 }
 

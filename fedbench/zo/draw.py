@@ -29,3 +29,17 @@ def total(tensor: Tensor, keys: np.ndarray, coef: np.ndarray, *, gaussian: bool)
     out = np.zeros(tensor.size, np.float32)
     cpu.update(out, 0, cpu.stream_keys(keys, tensor.key), -coef, np.empty(0, np.float32), 0.0, gaussian)
     return out
+
+
+def cosines(tensor: Tensor, keys: np.ndarray, other: np.ndarray, *, gaussian: bool) -> np.ndarray:
+    """Return the cosine of each direction (uint64 [K, 2]) in a tensor to `other` (flat float32), float64 [K].
+
+    They are 0 where `other` is. Sums are NumPy's own, whose order doesn't depend on where arrays lie.
+    """
+    length = float(np.sqrt(np.square(other, dtype=np.float64).sum()))
+    found = np.zeros(len(keys))
+    for k, key in enumerate(keys if length else ()):
+        z = entries(tensor, key, gaussian=gaussian)
+        own = float(np.sqrt(np.square(z, dtype=np.float64).sum()))
+        found[k] = float((z * other).sum(dtype=np.float64)) / (own * length)
+    return found

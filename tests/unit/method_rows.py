@@ -25,6 +25,7 @@ from fedbench.zo.direction import shared_keys
 SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
 K = 4  # BAFFLE's directions
+MORE = 2  # directions that FwdLLM's devices are asked for again in every step
 CANDIDATES, INDEX = 64, 2  # FedKSeed's directions, and bytes of the number of one
 
 COUNTED: dict[str, Any] = {
@@ -189,6 +190,31 @@ def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean(a v) once all of a step has come; in odd rounds v is the nearest of 10 draws to the last mean."""
+    last = {name: torch.zeros_like(values) for name, values in w.items()}
+    for first in range(0, len(entries), MORE + 1):
+        step = entries[first : first + MORE + 1]
+        total, count, done = {name: torch.zeros_like(values) for name, values in w.items()}, 0, 0
+        for round_, _, reply in step:
+            at = range(round_.exchange // (MORE + 1), round_.exchange // (MORE + 1) + 1)
+            for device, row in zip(round_.devices, reply["scalars"].astype(float), strict=True):
+                for k, a in enumerate(row, start=done):
+                    tries = range(10 * k, 10 * k + 10) if round_.number % 2 else range(k, k + 1)
+                    keys = built.lab.directions(round_.number, device, at, tries.stop)[tries.start :]
+                    among = [drawn(built.trainable, key) for key in keys]
+                    for name in w:
+                        draws = [torch.from_numpy(z[name]).double() for z in among]
+                        v = max(draws, key=lambda z, name=name: float(z @ last[name]) / float(z.norm()))
+                        total[name] += a * v
+                    count += 1
+            done += reply["scalars"].shape[1]
+        last = {name: values / count for name, values in total.items()}
+        for name in w:
+            w[name] = w[name] - step[0][0].lr * last[name]
+    return w
+
+
 ROWS: dict[str, Row] = {
     "fedavg": Row(
         uplink=lambda c: c.model_bytes,
@@ -288,5 +314,16 @@ ROWS: dict[str, Row] = {
         replay=replay_fedkseed,
         linear=False,
         settings={"method.fedkseed_pro.candidates": CANDIDATES},
+    ),
+    "fwdllm": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + MORE),
+        plan=nothing,
+        reply=lambda c: SCALAR * c.sampled * STEPS * (PERTURBATIONS + MORE),
+        device_flops=lambda c: 2 * c.forward * STEPS * (PERTURBATIONS + MORE),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * (PERTURBATIONS + MORE) * c.entries * (11 if c.round % 2 else 1),
+        replay=replay_fwdllm,
+        exchanges=STEPS * (1 + MORE),
+        settings={"method.fwdllm.variance_threshold": 1e-30, "method.fwdllm.max_directions": MORE},
     ),
 }

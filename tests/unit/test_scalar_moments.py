@@ -27,6 +27,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, bool]] = {
     "baffle, central": ("baffle", {"k": 3, "central": True}, 2, 3, False),
     "fedzo": ("fedzo", {}, 1, 1, True),
     "fedzo, three directions on each of two devices": ("fedzo", {"b2": 3}, 2, 6, True),
+    "fwdllm, in even rounds": ("fwdllm", {"variance_threshold": 0.0}, 1, 1, False),
+    "fwdllm, asked twice for more": ("fwdllm", {"variance_threshold": 1e-30, "max_directions": 2}, 2, 6, False),
     "fedkseed, of 3": ("fedkseed", {"candidates": 3}, 1, 1, False),
     "fedkseed_pro, of 4096": ("fedkseed_pro", {}, 1, 1, False),
 }
@@ -37,11 +39,15 @@ def estimate(name: str, settings: dict[str, Any], lab: Lab, devices: int) -> np.
     w = lab.trainable.tensors[0].flat
     w[:] = 0
     method = METHODS[name](METHODS[name].settings_type.model_validate(settings), lab)
-    round_ = Round(0, 0, tuple(range(devices)), 1.0)
-    plan = method.plan(round_)
-    uploads = {device: method.local(round_, device, plan).arrays for device in round_.devices}
-    assert not w.any()
-    method.apply(round_, plan, method.combine(round_, uploads).arrays)
+    exchange, again = 0, True
+    while again:
+        round_ = Round(0, exchange, tuple(range(devices)), 1.0)
+        plan = method.plan(round_)
+        uploads = {device: method.local(round_, device, plan).arrays for device in round_.devices}
+        assert not w.any()
+        reply = method.combine(round_, uploads)
+        method.apply(round_, plan, reply.arrays)
+        exchange, again = exchange + 1, reply.again
     return -w.astype(np.float64)
 
 
