@@ -344,7 +344,7 @@ def test_public_only_steps_on_the_cloud_and_leaves_devices_idle() -> None:
 def test_training_lowers_the_loss(method: str) -> None:
     """Not a claim about accuracy: a sign error anywhere would raise it."""
     changes = {"run.rounds": 6, "federation.batch_size": 16, "zo.perturbations": 2, "data.public_per_class": 16}
-    built = make(method, changes | {"method.cooperllm.lr": 0.2}, evaluated=64)
+    built = make(method, changes | {"method.cooperllm.lr": 0.2, "method.fwdllm.max_directions": 2}, evaluated=64)
     _, before = evaluate(built.cut, built.splits.dev)
     Tiny(built).play(6)
     assert evaluate(built.cut, built.splits.dev)[1] < before - 0.01
