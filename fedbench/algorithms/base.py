@@ -164,10 +164,7 @@ class Algorithm(ABC):
         """Bring this replica's weights up to date."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what must survive a stop besides the weights, of the same names and shapes at all times.
-
-        On a resume every rank is given what the cloud's replica had; nothing by default.
-        """
+        """Return what must survive a stop besides the weights; nothing by default. Every rank gets it back."""
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027  (most methods keep nothing)

@@ -6,15 +6,18 @@ agreed on, so that there is one message and one exit code.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
+from safetensors.numpy import load, save
 
 from fedbench.base import account, identity, provenance
-from fedbench.base.arrays import Unit
+from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
@@ -29,6 +32,9 @@ from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
 from fedbench.run.memory import Evaluating, Memory
 from fedbench.run.runner import Observer, Runner, weights_sha256
+
+#: The unit that brings a method's own state to all ranks when a run is taken up; no tensor has this name.
+_METHOD = "the method's state"
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -179,24 +185,40 @@ class Execution:
         """Bring all ranks to the newest checkpoint; without one the run starts fresh."""
         star, tensors = runner.star, runner.built.trainable
         checkpoint = store.newest() if star.is_cloud else None
-        found, next_round = star.agree(
-            [int(checkpoint is not None), int(checkpoint.state["next_round"]) if checkpoint else 0], "resume"
-        )
+        method = np.empty(0, np.uint8)
+        if checkpoint is not None:
+            take_up(checkpoint, runner, metrics)
+            method = np.frombuffer(save(runner.built.algorithm.state()), np.uint8)
+        rounds = int(checkpoint.state["next_round"]) if checkpoint else 0
+        found, next_round, size = star.agree([int(checkpoint is not None), rounds, method.size], "resume")
         if not found:
             if star.is_cloud:
                 launch.say("no checkpoint to resume from; starting fresh.")
             return
         runner.next_round = next_round
-        method = runner.built.algorithm
+        state: Arrays | None = None
         if checkpoint is not None:
-            take_up(checkpoint, runner, metrics)
-        held = {f"weights/{t.name}": t.values() for t in tensors}
-        held |= {f"method/{name}": array for name, array in method.state().items()}
-        units = [Unit(name, array.shape, array.dtype.str) for name, array in held.items()]
-        inbox = star.down("resume", units, held if star.is_cloud else None, Place(next_round, 0, -1, 0))
+            state = {_METHOD: method, **{t.name: t.values() for t in tensors}}
+        units = [Unit(_METHOD, (size,), "|u1"), *(Unit(t.name, (t.size,)) for t in tensors)]
+        inbox = star.down("resume", units, state, Place(next_round, 0, -1, 0))
+        runner.built.algorithm.restore(load(inbox[_METHOD].tobytes()))
         for tensor in tensors:
-            tensor.assign(inbox[f"weights/{tensor.name}"])
-        method.restore({name: inbox[f"method/{name}"].copy() for name in method.state()})
+            tensor.assign(inbox[tensor.name])
+        if star.transport.size > 1:
+            self._share_state(runner, Place(next_round, 0, -1, 0))
+
+    def _share_state(self, runner: Runner, place: Place) -> None:
+        """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
+        star, algorithm = runner.star, runner.built.algorithm
+        state = {name: np.ascontiguousarray(a) for name, a in algorithm.state().items()} if star.is_cloud else {}
+        table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
+        (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
+        units = [Unit("table", (size,), "|u1")]
+        told = star.down("state table", units, {"table": np.frombuffer(table, np.uint8)}, place)["table"].tobytes()
+        units = [Unit(name, tuple(shape), dtype) for name, shape, dtype in json.loads(told)]
+        inbox = star.down("state", units, state, place)
+        if not star.is_cloud:
+            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in units})
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:

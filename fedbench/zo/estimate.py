@@ -24,3 +24,8 @@ def _finite(slope: float, one: float, other: float, h: float) -> np.float32:
             f"Losses {one} and {other} at a probing step of {h}: the difference is not a finite number."
         )
     return value
+
+
+def forward(plus: float, clean: float, h: float) -> np.float32:
+    """Return (f(w + h u) - f(w)) / h as float32, the one-sided difference; NumericsError where it isn't finite."""
+    return central(plus, clean, h / 2.0)

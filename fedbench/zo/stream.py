@@ -19,6 +19,7 @@ from fedbench.base.account import Meter
 from fedbench.base.errors import ModelError
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut, RowHead, State
+from fedbench.models.perhead import PerHead
 from fedbench.models.trainable import Tensor, Trainable
 from fedbench.models.vocab import VocabLoss
 from fedbench.zo import micro
@@ -30,6 +31,15 @@ Visit = Batch | State | torch.Tensor
 
 
 @dataclass(frozen=True)
+class Front:
+    """What tensors of the stages before `until` take instead, wherever a visit meets them (a tied one in the head)."""
+
+    until: int
+    direction: Direction
+    h: float
+
+
+@dataclass(frozen=True)
 class Probe:
     """What a visit perturbs with: w - walk, plus and minus h times the direction; one side is plus alone."""
 
@@ -37,6 +47,12 @@ class Probe:
     h: float
     walk: Terms = AT_WEIGHTS
     sides: int = 2
+    front: Front | None = None
+
+    def of(self, tensor: Tensor) -> tuple[Direction, float]:
+        """Return a tensor's direction and step."""
+        front = self.front
+        return (self.direction, self.h) if front is None or tensor.stage >= front.until else (front.direction, front.h)
 
 
 class Stream:
@@ -57,7 +73,7 @@ class Stream:
         for module in cut.modules():
             parameters = [p for p in module.parameters(recurse=False) if id(p) in self._tensors]
             leaf = LEAVES.get(kind_of(module))
-            if isinstance(module, RowHead | VocabLoss):
+            if isinstance(module, PerHead | RowHead | VocabLoss):
                 parameters = [p for p in module.linear.parameters() if id(p) in self._tensors]
             if leaf is None or not parameters:
                 continue
@@ -83,8 +99,9 @@ class Stream:
         batch = self.cut.residency.batch(batch)
         return batch if sides == 1 else _twice(batch)
 
-    def both(self, state: State) -> State:
+    def both(self, state: Visit) -> State:
         """Return the states of one stream as those of two, for two-sided probes that begin there."""
+        assert isinstance(state, State)
         rows = len(state.batch.ids)
         mask = state.mask
         if mask is not None and len(mask) == rows:
@@ -134,7 +151,7 @@ class Stream:
     def pair(self, tensor: Tensor, first: int, count: int, use: str) -> Pair:
         """Return both perturbed copies of a range, flat, in the scratch `use`; the next call with it overwrites them."""
         assert self._probe is not None
-        direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
+        (direction, h), walk = self._probe.of(tensor), self._probe.walk
         plus, minus = self._buffer(use + "+", count), self._buffer(use + "-", count)
         guide = direction.guide_flat(tensor.name)
         self._kernels.pair(
@@ -152,12 +169,15 @@ class Stream:
         )
         return plus, minus
 
-    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str) -> Pair:
-        """Return both perturbed copies of some rows (int64 [r]) of a matrix, each [r, columns], in scratch."""
+    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str, columns: int = 0) -> Pair:
+        """Return both perturbed copies of some rows (int64 [r]) of a matrix, each [r, columns], in scratch.
+
+        With `columns` the tensor is taken as a matrix of that many columns.
+        """
         assert self._probe is not None
-        direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
-        weight = tensor.flat.reshape(tensor.parameter.shape[0], -1)
-        columns = weight.shape[1]
+        (direction, h), walk = self._probe.of(tensor), self._probe.walk
+        columns = columns or tensor.size // tensor.parameter.shape[0]
+        weight = tensor.flat.reshape(-1, columns)
         size = len(rows) * columns
         plus = self._buffer(use + "+", size).view(len(rows), columns)
         minus = self._buffer(use + "-", size).view(len(rows), columns)

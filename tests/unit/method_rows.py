@@ -99,18 +99,20 @@ class Row:
     settings: Mapping[str, Any] | None = None
 
 
+def isotropic(built: Built, key: np.ndarray) -> Weights:
+    """Return the direction of a key in float64, by tensor."""
+    return {name: torch.from_numpy(entries).double() for name, entries in drawn(built.trainable, key).items()}
+
+
 def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays, int, torch.Tensor, Weights, int]]:
     """Yield (round, plan, device's scalars' index k, scalars of the device, z by tensor, number of devices)."""
     method, lab = built.job.config.method_name, built.lab
-    settings: Any = built.job.settings
     for round_, plan, reply in entries:
         scalars = torch.from_numpy(reply["scalars"]).double()
         for device, row in zip(round_.devices, scalars, strict=True):
             steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
-            count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
-            for k, key in enumerate(lab.directions(round_.number, device, steps, count)):
-                z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, key).items()}
-                yield round_, plan, k, row, z, len(round_.devices)
+            for k, key in enumerate(lab.directions(round_.number, device, steps, lab.perturbations)):
+                yield round_, plan, k, row, isotropic(built, key), len(round_.devices)
 
 
 def replay_fedmezo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
@@ -122,19 +124,31 @@ def replay_fedmezo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
 
 
 def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
-    """Estimator A: z moves by all d v, y by the means over q of d times the first v of each p."""
+    """All estimators of fedspzo without probes: y <- y - lr mean_i g_y, z <- z - lr ratio mean_i g_z."""
     settings: Any = built.job.settings
-    boundary = len(built.cut.blocks)
+    estimator, p1, p2 = settings.estimator, 0 if settings.freeze_first else settings.p1, settings.p2
+    layers = len(built.cut.blocks)
+    boundary = settings.split % layers + 1 if settings.split < 0 else settings.split + 1
     stages = {t.name: t.stage for t in built.trainable}
-    for round_, _, k, d, v, devices in steps_of(built, entries):
-        for name in v:
-            if stages[name] >= boundary:
-                weight = settings.lr_ratio * d[k] / (devices * settings.p1 * settings.p2)
-            elif k % settings.p2 == 0:
-                weight = d[k : k + settings.p2].mean() / (devices * settings.p1)
-            else:
-                continue
-            w[name] = w[name] - round_.lr * weight * v[name]
+    chained = estimator in ("A", "Ac", "D")
+    for round_, _, reply in entries:
+        step = range(round_.exchange, round_.exchange + 1)
+        for device, row in zip(round_.devices, torch.from_numpy(reply["scalars"]).double(), strict=True):
+            keys = built.lab.directions(round_.number, device, step, p1 * p2 if chained else max(p1, p2))
+            draws = [isotropic(built, key) for key in keys]
+            d_y, d_z = (row, row) if estimator in ("A", "Ac") else (row[:p1], row[p1:])
+            for p in range(p1):
+                slope = d_y[p * p2 : (p + 1) * p2].mean() if estimator in ("A", "Ac") else d_y[p]
+                for name in (name for name in w if stages[name] < boundary):
+                    move = round_.lr * slope / (p1 * len(round_.devices))
+                    w[name] = w[name] - move * draws[p * p2 if chained else p][name]
+            for k, slope in enumerate(d_z):
+                if estimator == "Ac":
+                    first = k // p2 * p2
+                    slope = (slope - d_z[first : first + p2].mean()) * p2 / (p2 - 1)
+                for name in (name for name in w if stages[name] >= boundary):
+                    move = round_.lr * settings.lr_ratio * slope / (len(d_z) * len(round_.devices))
+                    w[name] = w[name] - move * draws[k][name]
     return w
 
 
@@ -235,12 +249,12 @@ ROWS: dict[str, Row] = {
         replay=replay_fedmezo,
     ),
     "fedspzo": Row(
-        uplink=lambda c: SCALAR * STEPS * P1 * P2,
+        uplink=lambda c: SCALAR * STEPS * (P1 + P2),
         plan=nothing,
-        reply=lambda c: SCALAR * c.sampled * STEPS * P1 * P2,
-        device_flops=lambda c: STEPS * 2 * P1 * (c.first + P2 * c.second),
+        reply=lambda c: SCALAR * c.sampled * STEPS * (P1 + P2),
+        device_flops=lambda c: STEPS * ((1 + P1) * c.forward + P2 * c.second),
         cloud_flops=nothing,
-        rebuilt=lambda c: c.sampled * STEPS * P1 * (c.entries_of(True) + P2 * c.entries_of(False)),
+        rebuilt=lambda c: c.sampled * STEPS * (P1 * c.entries_of(True) + P2 * c.entries_of(False)),
         replay=replay_fedspzo,
         exchanges=STEPS,
         settings={"method.fedspzo.lr_ratio": 1.7},
