@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,18 @@ from typing import IO
 from fedbench.base import fsio
 from fedbench.base.errors import ConfigError
 
+#: How long a lock is waited for: whoever asks for the state of a sweep holds it for a moment.
+_PATIENCE_S = 0.5
+
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold the sweep's lock for the block; ConfigError where another process does."""
     with (folder / "lock").open("a") as handle:
-        if not _take(handle):
+        end = time.monotonic() + _PATIENCE_S
+        while not (taken := _take(handle)) and time.monotonic() < end:
+            time.sleep(_PATIENCE_S / 10)
+        if not taken:
             raise ConfigError(f"{folder}: another submit is at work there (see fedbench sweep status {folder}).")
         note(folder, ())
         try:
@@ -41,7 +48,7 @@ def running(folder: Path) -> set[str]:
     lock, path = folder / "lock", folder / "running.json"
     if not lock.exists() or not path.exists():
         return set()
-    with lock.open("a") as handle:
+    with lock.open() as handle:
         if _take(handle):
             return set()
     try:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from fedbench.comm.loopback import Loopback
 from fedbench.run import launch
 from fedbench.run.execute import Execution
 from fedbench.run.memory import Memory
+
+_LOOK_EVERY_S = 0.5
 
 
 def serve(sweep: Sweep) -> None:
@@ -70,10 +75,23 @@ def _print_to(log: Path) -> None:
     os.close(handle)
 
 
+def _stop_with_parent() -> None:
+    """Let this process stop, as by a signal, when the one that started it is gone: nobody would know of its run."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def main() -> None:
     """Serve the sweep whose folder is the only argument."""
     faulthandler.enable()
     launch.keep_early_stops()
+    _stop_with_parent()
     serve(manifest.read(Path(sys.argv[1])))
 
 

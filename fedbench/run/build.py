@@ -14,11 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.algorithms.baffle import Baffle
 from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.cooperllm import CooperLLM
+from fedbench.algorithms.cooperllm_plus import CooperLLMPlus
+from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedkseed import FedKSeed
+from fedbench.algorithms.fedkseed_pro import FedKSeedPro
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.fedzo import FedZO
+from fedbench.algorithms.fwdllm import FwdLLM
 from fedbench.algorithms.public_only import PublicOnly
 from fedbench.base import account, config, identity
 from fedbench.base.config import Config
@@ -38,7 +45,21 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
+    method.name: method
+    for method in (
+        FedAvg,
+        FedMeZO,
+        FedZO,
+        FedKSeed,
+        FedKSeedPro,
+        FwdLLM,
+        DeComFL,
+        Baffle,
+        FedSPZO,
+        CooperLLM,
+        CooperLLMPlus,
+        PublicOnly,
+    )
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

@@ -6,6 +6,7 @@ A new method gets a row here; `test_methods.py` holds every row against real rou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,17 @@ import torch
 from tinyruns import drawn
 
 from fedbench.algorithms.base import Round
+from fedbench.base import rng
 from fedbench.base.arrays import Arrays
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
+from fedbench.zo.direction import shared_keys
 
-SCALAR = 4  # bytes of one number on the wire
+SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
+K = 4  # BAFFLE's directions
+MORE = 2  # directions that FwdLLM's devices are asked for again in every step
+CANDIDATES, INDEX = 64, 2  # FedKSeed's directions, and bytes of the number of one
 
 COUNTED: dict[str, Any] = {
     "run.rounds": 5,
@@ -43,6 +49,7 @@ class Costs:
     def __init__(self, built: Built) -> None:
         self.built = built
         self.settings: Any = built.job.settings
+        self.round = 0
         self.entries = built.trainable.size  # d
         self.model_bytes = SCALAR * self.entries
         self.sampled = len(built.sampled(0))  # M
@@ -51,6 +58,13 @@ class Costs:
         self.boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
+
+    def drawn_candidates(self) -> int:
+        """Return how many of FedKSeed's candidates all devices draw together in `round`."""
+        run = self.built.job.config.run
+        devices = itertools.product(range(STEPS), self.built.sampled(self.round))
+        streams = [rng.generator(run.seed, "kseed", self.round, step, device) for step, device in devices]
+        return len({int(k) for stream in streams for k in stream.choice(CANDIDATES, PERTURBATIONS)})
 
     def entries_of(self, first: bool) -> int:
         """Return the trainable entries of block 1, or of block 2."""
@@ -76,7 +90,8 @@ class Row:
     reply: Count
     device_flops: Count
     cloud_flops: Count
-    rebuilt: Count
+    #: None where it follows from what devices found.
+    rebuilt: Count | None
     replay: Replay | None
     exchanges: int = 1
     #: Whether the method takes a step size that changes from round to round.
@@ -128,11 +143,11 @@ def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
                     move = round_.lr * slope / (p1 * len(round_.devices))
                     w[name] = w[name] - move * draws[p * p2 if chained else p][name]
             for k, slope in enumerate(d_z):
-                if estimator == "Ac":
-                    first = k // p2 * p2
-                    slope = (slope - d_z[first : first + p2].mean()) * p2 / (p2 - 1)
+                first = k // p2 * p2
+                mean = d_z[first : first + p2].mean()
+                centred = (slope - mean) * p2 / (p2 - 1) if estimator == "Ac" else slope
                 for name in (name for name in w if stages[name] >= boundary):
-                    move = round_.lr * settings.lr_ratio * slope / (len(d_z) * len(round_.devices))
+                    move = round_.lr * settings.lr_ratio * centred / (len(d_z) * len(round_.devices))
                     w[name] = w[name] - move * draws[k][name]
     return w
 
@@ -154,6 +169,63 @@ def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     for _, _, reply in entries:
         for name in w:
             w[name] = w[name] + torch.from_numpy(reply[name].reshape(-1)).double()
+    return w
+
+
+def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / P sum a z, with z from the seeds that travelled and a the means."""
+    count = built.lab.perturbations
+    for round_, plan, reply in entries:
+        a = reply["scalars"].reshape(-1).astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], count)):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / count * a[k] * torch.from_numpy(z).double()
+    return w
+
+
+def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean_k(D_k delta_k) / sigma^2 with delta = sigma z."""
+    sigma = built.lab.epsilon
+    for round_, plan, reply in entries:
+        d = reply["scalars"].astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], len(d))):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * torch.from_numpy(z).double() / sigma**2
+    return w
+
+
+def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w = w0 - lr sum_k A_k z_k, from the newest A and nothing before it."""
+    round_, _, reply = entries[-1]
+    for k in np.flatnonzero(reply["a"]):
+        z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
+        for name in w:
+            w[name] = w[name] - round_.lr * float(reply["a"][k]) * torch.from_numpy(z[name]).double()
+    return w
+
+
+def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean(a v) once all of a step has come; in odd rounds v is the nearest of 10 draws to the last mean."""
+    last = {name: torch.zeros_like(values) for name, values in w.items()}
+    for first in range(0, len(entries), MORE + 1):
+        step = entries[first : first + MORE + 1]
+        total, count, done = {name: torch.zeros_like(values) for name, values in w.items()}, 0, 0
+        for round_, _, reply in step:
+            at = range(round_.exchange // (MORE + 1), round_.exchange // (MORE + 1) + 1)
+            for device, row in zip(round_.devices, reply["scalars"].astype(float), strict=True):
+                for k, a in enumerate(row, start=done):
+                    tries = range(10 * k, 10 * k + 10) if round_.number % 2 else range(k, k + 1)
+                    keys = built.lab.directions(round_.number, device, at, tries.stop)[tries.start :]
+                    among = [drawn(built.trainable, key) for key in keys]
+                    for name in w:
+                        draws = [torch.from_numpy(z[name]).double() for z in among]
+                        v = max(draws, key=lambda z, name=name: float(z @ last[name]) / float(z.norm()))
+                        total[name] += a * v
+                    count += 1
+            done += reply["scalars"].shape[1]
+        last = {name: values / count for name, values in total.items()}
+        for name in w:
+            w[name] = w[name] - step[0][0].lr * last[name]
     return w
 
 
@@ -205,5 +277,67 @@ ROWS: dict[str, Row] = {
         cloud_flops=lambda c: 3 * c.public_forward,
         rebuilt=nothing,
         replay=None,
+    ),
+    "decomfl": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * PERTURBATIONS * c.entries,
+        replay=replay_decomfl,
+    ),
+    "baffle": Row(
+        uplink=lambda c: SCALAR * STEPS * K,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * K,
+        device_flops=lambda c: STEPS * (K + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * K * c.entries,
+        replay=replay_baffle,
+        exchanges=STEPS,
+        settings={"method.baffle.k": K},
+    ),
+    "fedzo": Row(
+        uplink=lambda c: c.model_bytes,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: STEPS * (PERTURBATIONS + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
+    ),
+    "fedkseed": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=nothing,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.drawn_candidates() * c.entries,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed.candidates": CANDIDATES},
+    ),
+    "fedkseed_pro": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=lambda c: SCALAR * CANDIDATES,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=None,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed_pro.candidates": CANDIDATES},
+    ),
+    "fwdllm": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + MORE),
+        plan=nothing,
+        reply=lambda c: SCALAR * c.sampled * STEPS * (PERTURBATIONS + MORE),
+        device_flops=lambda c: 2 * c.forward * STEPS * (PERTURBATIONS + MORE),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * (PERTURBATIONS + MORE) * c.entries * (11 if c.round % 2 else 1),
+        replay=replay_fwdllm,
+        exchanges=STEPS * (1 + MORE),
+        settings={"method.fwdllm.variance_threshold": 1e-30, "method.fwdllm.max_directions": MORE},
     ),
 }

@@ -1,6 +1,6 @@
 """A fresh process with few rows to evaluate: a sweep's worker (argument: DIR) or `fedbench` (arguments: its own).
 
-A worker dies by SIGKILL, once, when it is to run the line that `DIR/die` names.
+A sweep that it submits has such workers. A worker dies by SIGKILL, once, when it is to run the line that `DIR/die` names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from fedbench.__main__ import main
-from fedbench.batch import worker
+from fedbench.batch import lanes, worker
 from fedbench.batch.manifest import Line, Sweep
 from fedbench.data import embedded
 
@@ -28,6 +28,7 @@ def answer_or_die(sweep: Sweep, line: Line) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    lanes.WORKER = (__file__,)
     embedded.DEV_ROWS, embedded.TEST_ROWS = 48, 64
     if Path(sys.argv[1]).is_dir():
         worker._answer = answer_or_die

@@ -72,7 +72,8 @@ def test_flops_are_those_of_the_formulas(method: str) -> None:
     for outcome in Tiny(built).play(2):
         assert outcome.flops == ([row.device_flops(costs)] * 3 if built.algorithm.uses_devices else [])
         assert outcome.cloud_flops == row.cloud_flops(costs)
-        assert outcome.replay_ops == row.rebuilt(costs)
+        costs.round = outcome.number
+        assert row.rebuilt is None or outcome.replay_ops == row.rebuilt(costs)
         assert outcome.exchanges == row.exchanges
 
 
@@ -332,7 +333,7 @@ def test_public_only_steps_on_the_cloud_and_leaves_devices_idle() -> None:
 def test_training_lowers_the_loss(method: str) -> None:
     """Not a claim about accuracy: a sign error anywhere would raise it."""
     changes = {"run.rounds": 6, "federation.batch_size": 16, "zo.perturbations": 2, "data.public_per_class": 16}
-    built = make(method, changes | {"method.cooperllm.lr": 0.2}, evaluated=64)
+    built = make(method, changes | {"method.cooperllm.lr": 0.2, "method.fwdllm.max_directions": 2}, evaluated=64)
     _, before = evaluate(built.cut, built.splits.dev)
     Tiny(built).play(6)
     assert evaluate(built.cut, built.splits.dev)[1] < before - 0.01
@@ -360,7 +361,7 @@ def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None
     assert min(found) > 0
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"cooperllm", "fedspzo"}))
+@pytest.mark.parametrize("method", sorted({name for name in METHODS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
 def test_the_rate_in_force_is_the_schedules(method: str) -> None:
     built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
     tiny = Tiny(built)

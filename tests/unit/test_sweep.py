@@ -20,7 +20,7 @@ from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER,
 from fedbench.batch import failures, grid, lanes, local, lock, manifest, sweep
 from fedbench.batch.grid import Factor
 from fedbench.batch.lanes import Outcome
-from fedbench.batch.manifest import Line, Sweep
+from fedbench.batch.manifest import Line
 from fedbench.results import reader
 
 SMALL_PROCESS = str(Path(__file__).with_name("small_process.py"))
@@ -298,16 +298,23 @@ def test_one_lane_runs_all_lines_though_one_diverges_and_one_kills_its_worker(
     assert f"{swept.lines[1].run_id}  diverged: " in capsys.readouterr().out
 
 
+def wait_for(words: str, log: Path) -> None:
+    """Return when a log has some words; fail after a minute without them."""
+    end = time.monotonic() + 60
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < end, f"{log} never said {words!r}"
+        time.sleep(0.05)
+
+
 def test_a_signal_stops_resumably_and_the_next_submit_goes_on(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    swept = sweep.make(job, [{"run.rounds": 400}], [], None, tmp_path / "out")
+    swept = sweep.make(job, [{"run.rounds": 80}], [], None, tmp_path / "out")
     line = swept.lines[0]
     said: list[dict[str, Any]] = []
 
     def interrupt() -> None:
-        while not (swept.log(line).exists() and "start, dev" in swept.log(line).read_text()):
-            time.sleep(0.05)
+        wait_for("start, dev", swept.log(line))
         said.append(sweep.status(swept))
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -320,16 +327,35 @@ def test_a_signal_stops_resumably_and_the_next_submit_goes_on(
     assert "stopped after round" in stopped
     assert swept.options(line).resume
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(["sweep", "submit", str(swept.folder), "--local"]) == EXIT_OK
+    assert sweep.status(swept)["done"] == 1
+    assert swept.log(line).read_text().count("round 80 of 80") == 1
+
+
+def test_a_killed_submit_leaves_resumable_runs(job: Path, tmp_path: Path) -> None:
+    swept = sweep.make(job, [{"run.rounds": 400}], [], None, tmp_path / "out")
+    line = swept.lines[0]
+    submit = [sys.executable, SMALL_PROCESS, "sweep", "submit", str(swept.folder), "--local"]
+    with subprocess.Popen(submit, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for("start, dev", swept.log(line))
+        process.kill()
+    wait_for("stopped after round", swept.log(line))
+    assert [run["state"] for run in sweep.status(swept)["runs"]] == ["resumable"]
 
 
 def test_a_failure_that_is_no_result_makes_submit_fail_and_is_tried_again(
-    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     swept = sweep.make(job, [{"model.name": "no/where/here"}], [], None, tmp_path / "out")
-    for _ in range(2):
-        assert main(["sweep", "submit", str(swept.folder), "--local"]) == EXIT_FAILURE
-        assert f"{swept.lines[0].run_id} failed: model.name = 'no/where/here': no folder" in capsys.readouterr().err
+    line = swept.lines[0]
+    assert main(["sweep", "submit", str(swept.folder), "--local"]) == EXIT_FAILURE
+    assert f"{line.run_id} failed: model.name = 'no/where/here': no folder" in capsys.readouterr().err
     assert [failure.kind for failure in failures.read(swept.folder).values()] == [failures.FAILED]
+    assert sweep.to_run(swept) == [line]
+    monkeypatch.setattr(lanes, "WORKER_BYTES", 1)
+    lane = lanes.Lane(swept)
+    assert lane.run(line).state == failures.FAILED
+    assert lane._child is None, "a worker that has grown is kept"
 
 
 def test_one_submit_at_a_time(job: Path, tmp_path: Path) -> None:
@@ -365,11 +391,3 @@ def test_lanes_fill_the_cores_with_the_widest_run(job: Path) -> None:
     assert width({}) == cores
     assert width({"run.ranks": cores, "run.threads": 2}) == 1
     assert local.lanes_for(()) == cores
-
-
-def test_a_worker_that_has_grown_is_replaced(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "WORKER_BYTES", 1)
-    swept: Sweep = sweep.make(job, [{"run.rounds": 1}], [], None, tmp_path / "out")
-    lane = lanes.Lane(swept)
-    assert lane.run(swept.lines[0]).state == "done"
-    assert lane._child is None
