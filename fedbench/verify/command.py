@@ -98,8 +98,6 @@ def _preview(plans: Sequence[Plan], claims: Sequence[Claim], *, quick: bool) -> 
         todo = sweep.to_run(plan.wanted) if plan.sweep.folder.exists() else list(plan.wanted.lines)
         for line in todo:
             print(f"{plan.task.name}  {line.run_id}  {told(line.overrides)}", file=sys.stderr)
-        for name, why in plan.absent.items():
-            say(f"{plan.task.name}: {name} is left out: {why}.")
         lanes = local.lanes_for(todo)
         say(f"{plan.task.name}: {len(todo)} of {len(plan.wanted.lines)} run(s) would start, {lanes} at a time.")
     for name in dict.fromkeys(shape.name for claim in claims for shape in _shapes(claim, quick=quick)):

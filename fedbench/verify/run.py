@@ -14,19 +14,18 @@ from fedbench.base.records import Run
 from fedbench.batch import failures, local, lock, manifest, sweep
 from fedbench.batch.manifest import Line, Sweep
 from fedbench.results import reader
-from fedbench.run.build import METHODS, construct
+from fedbench.run.build import construct
 from fedbench.verify.claims import Claim, Found
-from fedbench.verify.tasks import Arm, Scale, Task
+from fedbench.verify.tasks import Scale, Task
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of one task: `lines` maps the arms that are wanted to their lines; `absent`, arms to why they have none."""
+    """The runs of one task: `lines` maps the arms that are wanted to their lines."""
 
     task: Task
     sweep: Sweep
     lines: Mapping[str, tuple[Line, ...]]
-    absent: Mapping[str, str]
 
     @property
     def wanted(self) -> Sweep:
@@ -82,7 +81,7 @@ def read(plan: Plan, unfit: str) -> Found:
     why = failures.read(plan.sweep.folder)
     runs: dict[str, dict[int, Run]] = {}
     lost: dict[str, dict[int, str]] = {}
-    absent = dict(plan.absent)
+    absent: dict[str, str] = {}
     for arm, lines in plan.lines.items():
         for line in lines:
             path = plan.sweep.run_file(line)
@@ -101,27 +100,9 @@ def _plan(task: Task, scale: Scale, wanted: set[str], folder: Path) -> Plan:
     if not task.path.exists():
         raise ConfigError(f"{task.path}: no such job file; claims are verified in a checkout of fedbench.")
     arms = task.arms_at(scale)
-    absent = {arm.name: why for arm in arms if (why := _unknown(arm))}
-    known = [arm for arm in arms if arm.name not in absent]
-    lines = sweep.plan(task.path, [scale.settings(arm) for arm in known], scale.seeds, None, {})
-    if len(lines) != len(known) * len(scale.seeds):
+    lines = sweep.plan(task.path, [scale.settings(arm) for arm in arms], scale.seeds, None, {})
+    if len(lines) != len(arms) * len(scale.seeds):
         raise ConfigError(f"{task.path}: two arms of {task.name} are the same run; each arm must differ.")
     width = len(scale.seeds)
-    by_arm = {arm.name: lines[i * width : (i + 1) * width] for i, arm in enumerate(known)}
-    return Plan(
-        task,
-        Sweep(folder / task.job, lines),
-        {name: own for name, own in by_arm.items() if name in wanted},
-        {name: why for name, why in absent.items() if name in wanted},
-    )
-
-
-def _unknown(arm: Arm) -> str:
-    """Return why this version of fedbench has no such arm, or an empty string."""
-    method = METHODS.get(arm.settings["method.name"])
-    if method is None:
-        return f"there is no method {arm.settings['method.name']}"
-    fields = method.settings_type.model_fields
-    keys = [key.removeprefix("method.") for key in arm.settings if key.startswith("method.")]
-    missing = [key for key in keys if key not in {"name", *fields}]
-    return f"{method.name} has no setting {', '.join(missing)}" if missing else ""
+    by_arm = {arm.name: lines[i * width : (i + 1) * width] for i, arm in enumerate(arms)}
+    return Plan(task, Sweep(folder / task.job, lines), {name: own for name, own in by_arm.items() if name in wanted})

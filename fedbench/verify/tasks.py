@@ -7,8 +7,9 @@ Seeds are fresh: tuning used 1000 and up. Nothing is run here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 #: Where the job files lie: verification runs in a checkout.
@@ -23,28 +24,53 @@ GUIDED = ("cooperllm", "cooperllm_plus", "public_only", "shuffled labels")
 #: CooperLLM's rounds at whose device FLOPs arms are compared.
 BUDGETS = (10, 20, 40, 100, 200)
 
+#: What a round costs where a method has more than one direction by its own default.
+_COSTS = {"baffle": 10.5}
+
+_STOP = MappingProxyType({"run.stop_at_target": True})
+
 _SEEDS = (2000, 2001, 2002, 2003, 2004)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Settings laid over a job; `name` is unique within a task."""
+    """Settings laid over a job; `name` is unique within a task.
+
+    `cost` is about the arm's device FLOPs a round over those of one two-sided direction. Rounds are divided by it, so
+    that every arm runs up to the same device FLOPs.
+    """
 
     name: str
     settings: Mapping[str, Any]
+    cost: float = 1.0
 
 
 class Scale(NamedTuple):
-    """How much is run: seeds, and what is laid over GUIDED arms and over all others."""
+    """How much is run: seeds, rounds, and rounds from one evaluation to the next, those of GUIDED arms apart.
+
+    A lone direction's round is short beside an evaluation, and a guided arm may be done after a few rounds, so guided
+    arms are looked at more often. `arms`: those alone; `more` is laid over all but GUIDED.
+    """
 
     seeds: tuple[int, ...]
-    guided: Mapping[str, Any]
-    others: Mapping[str, Any]
+    rounds: int
+    eval_every: int
+    guided_rounds: int | None = None
+    guided_every: int = 1
+    more: Mapping[str, Any] = MappingProxyType({})
     arms: tuple[str, ...] | None = None
 
     def settings(self, arm: Arm) -> dict[str, Any]:
         """Return the arm's settings at this scale."""
-        return {**arm.settings, **(self.guided if arm.name in GUIDED else self.others)}
+        guided = arm.name in GUIDED
+        rounds = (guided and self.guided_rounds) or self.rounds
+        every = self.guided_every if guided else self.eval_every
+        return {
+            **arm.settings,
+            "run.rounds": max(1, round(rounds / arm.cost)),
+            "run.eval_every": max(1, round(every / arm.cost)),
+            **({} if guided else self.more),
+        }
 
 
 @dataclass(frozen=True)
@@ -79,7 +105,7 @@ class Shape:
     model: str
     batch: int
     length: int
-    quick: bool = field(default=False)
+    quick: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +114,7 @@ class Shape:
 
 
 def _plain(*methods: str) -> tuple[Arm, ...]:
-    return tuple(Arm(method, {"method.name": method}) for method in methods)
+    return tuple(Arm(method, {"method.name": method}, _COSTS.get(method, 1.0)) for method in methods)
 
 
 def _variant(name: str, method: str, **settings: Any) -> Arm:
@@ -106,18 +132,18 @@ EMBEDDED = Task(
     "embedded",
     "embedded",
     _ARMS,
-    full=Scale(_SEEDS, {"run.rounds": 200}, {"run.rounds": 200}),
-    quick=Scale(_SEEDS[:2], {"run.rounds": 40}, {"run.rounds": 120, "run.stop_at_target": True}),
+    full=Scale(_SEEDS, 200, 2),
+    quick=Scale(_SEEDS[:2], 120, 4, guided_rounds=40, more=_STOP),
 )
 POOR = Task(
     "embedded:poor",
     "embedded_poor",
     _ARMS,
-    full=Scale(_SEEDS, {"run.rounds": 200}, {"run.rounds": 200}),
-    quick=Scale(_SEEDS[:2], {"run.rounds": 40}, {"run.rounds": 40}),
+    full=Scale(_SEEDS, 200, 2),
+    quick=Scale(_SEEDS[:2], 40, 4),
 )
-TREC = Task("trec", "trec", _ARMS, full=Scale(_SEEDS[:3], {"run.rounds": 100}, {"run.rounds": 100}))
-SST2 = Task("sst2", "sst2", _ARMS, full=Scale(_SEEDS[:3], {"run.rounds": 100}, {"run.rounds": 100}))
+TREC = Task("trec", "trec", _ARMS, full=Scale(_SEEDS[:3], 100, 5, guided_every=2))
+SST2 = Task("sst2", "sst2", _ARMS, full=Scale(_SEEDS[:3], 100, 5, guided_every=2))
 
 #: FedSPZO's readings of its abstract beside MeZO with block-wise steps and beside block 2 alone.
 _SPLIT_ARMS = (
@@ -130,11 +156,12 @@ SPLIT = Task(
     "embedded, long",
     "fedspzo",
     (*_SPLIT_ARMS, *_plain(*BASELINES)),
-    full=Scale(_SEEDS, {}, {"run.rounds": 400}),
+    full=Scale(_SEEDS, 400, 4),
     quick=Scale(
         _SEEDS[:2],
-        {},
-        {"run.rounds": 120, "run.stop_at_target": True},
+        120,
+        4,
+        more=_STOP,
         arms=(*(arm.name for arm in _SPLIT_ARMS), "fedzo", "fedmezo", "decomfl"),
     ),
     reference="fedmezo",
