@@ -17,10 +17,13 @@ from fedbench.batch import local, sweep
 from fedbench.batch.grid import told
 from fedbench.batch.show import ShowSweep
 from fedbench.run.launch import say
-from fedbench.verify import catalogue, memory, page, run, table
+from fedbench.verify import catalogue, memory, page, race, run, table
 from fedbench.verify.claims import Claim, Found, Measured, Row, Untold, judge
 from fedbench.verify.run import Plan
 from fedbench.verify.tasks import Shape
+
+#: Columns of the table where stdout is no terminal.
+_WIDTH = 132
 
 
 def process(args: argparse.Namespace) -> int:
@@ -48,8 +51,10 @@ def process(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([row.tree() for row in rows], indent=2))
     else:
-        notes = [f"{name}, {task}: {why}." for task, at in found.items() for name, why in at.absent.items()]
-        Console().print(table.for_people(rows, notes))
+        notes = [
+            race.sentence(f"{name}, {task}: {why}") for task, at in found.items() for name, why in at.absent.items()
+        ]
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(table.for_people(rows, notes))
     return EXIT_OK
 
 

@@ -21,7 +21,7 @@ def convergence(found: Found) -> Measured | Untold:
     result = race.race(found, _OURS, BASELINES, paired.flops_per_round)
     if isinstance(result, Untold):
         return result
-    return result.ratio._replace(detail=race.told(found, _OURS, result))
+    return result.ratio._replace(detail=(*race.told(found, _OURS, result), *race.missing(found, (_OURS, *BASELINES))))
 
 
 def accuracy(found: Found) -> Measured | Untold:
@@ -51,7 +51,7 @@ def accuracy(found: Found) -> Measured | Untold:
             f"Best baseline: {best}. Points above each: {told}.",
             f"CooperLLM had converged after {min(ends)} to {max(ends)} rounds.",
             *(f"{name} ended before that point." for name in early),
-            *race.missing(found, each),
+            *race.missing(found, (_OURS, *BASELINES)),
         )
     )
 
@@ -77,7 +77,7 @@ def above_control(found: Found, arm: str) -> Measured | Untold:
     for name, tree in (*best.items(), (_SHUFFLED, _best(found.of(_SHUFFLED), rounds))):
         if tree:
             detail.append(f"{name}: {100 * mean_sd(list(tree.values())).mean:.1f} at its best on dev.")
-    return value._replace(detail=(*detail, *race.missing(found, best)))
+    return value._replace(detail=(*detail, *race.missing(found, (arm, _CONTROL, _SHUFFLED))))
 
 
 def _best(runs: Mapping[int, Run], rounds: int) -> dict[int, float]:

@@ -34,12 +34,18 @@ def _against(found: Found, others: tuple[str, ...]) -> Measured | Untold:
     frozen = race.race(found, _FROZEN, others, _flop)
     if not isinstance(frozen, Untold):
         detail.append(f"Block 2 alone, block 1 frozen: {race.times(frozen.ratio)} (against {frozen.best}).")
+    alone = race.race(found, _BLOCKWISE, others, _flop) if _BLOCKWISE not in others else Untold("")
+    if not isinstance(alone, Untold):
+        detail.append(
+            f"Block-wise step sizes alone, without a split: {race.times(alone.ratio)} (against {alone.best})."
+        )
     for name in (*_READINGS, _BLOCKWISE, _FROZEN):
         ends = [100 * run.summary.final_accuracy for run in found.of(name).values()]
         if ends:
             rounds = max(run.summary.rounds for run in found.of(name).values())
             detail.append(f"{name} ends at {mean_sd(ends).mean:.1f} after at most {rounds} rounds.")
-    return first.ratio._replace(detail=tuple(detail))
+    detail += race.missing(found, (*_READINGS, _BLOCKWISE, _FROZEN, *others))
+    return first.ratio._replace(detail=tuple(dict.fromkeys(detail)))
 
 
 def _flop(run: Run) -> float:

@@ -12,6 +12,7 @@ from fedbench.report.arms import cumulative
 from fedbench.report.table import Grid, to_markdown
 from fedbench.verify import paired, table
 from fedbench.verify.claims import Found, Row
+from fedbench.verify.race import sentence
 from fedbench.verify.tasks import BUDGETS
 
 #: Arms that are shown against all others, and the control that each stands beside.
@@ -42,10 +43,8 @@ def _claims(rows: Sequence[Row]) -> str:
         parts.append(f"### {name}\n\nPublished: {own[0].claim.published}." + (f" Goal: {goal.words}." if goal else ""))
         parts.append("")
         for row in own:
-            told = (
-                f"{row.why}." if row.measured is None else " ".join(row.measured.detail) + (row.why and f" {row.why}.")
-            )
-            parts.append(f"- {row.task}: {row.verdict}. {told}".replace("..", ".").replace("- -: ", "- "))
+            told = [*(() if row.measured is None else row.measured.detail), *([sentence(row.why)] if row.why else [])]
+            parts.append(f"- {f'{row.task}: ' if goal else ''}{row.verdict}. {' '.join(told)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -104,6 +103,7 @@ def _costs(found: Found) -> str:
         rows.append(
             (
                 name,
+                units.setting(own[0].config["method"]["settings"].get("lr")),
                 f"{len(own)}" + (f" + {lost} diverged" if lost else ""),
                 _percent([run.summary.final_accuracy for run in own]),
                 f"{len(reached)} of {len(own) + lost}",
@@ -115,7 +115,15 @@ def _costs(found: Found) -> str:
             )
         )
     target = {run.summary.target_accuracy for runs in found.runs.values() for run in runs.values()}
-    heads = ("arm", "seeds", "final accuracy, %", "reached the target", "rounds to it", "device FLOPs to it")
+    heads = (
+        "arm",
+        "step size",
+        "seeds",
+        "final accuracy, %",
+        "reached the target",
+        "rounds to it",
+        "device FLOPs to it",
+    )
     text = f"Target on dev: {', '.join(f'{at:g}' for at in target if at is not None) or 'none'}; means over seeds.\n\n"
     return text + to_markdown(Grid("", (*heads, "up a round", "down a round", "rounds run"), tuple(rows)))
 

@@ -53,7 +53,7 @@ def _smallest(found: Found, others: Sequence[str]) -> Measured | Untold:
     return closest[least][1]._replace(
         detail=(
             f"Points by budget in CooperLLM's rounds: {told}; the smallest counts.",
-            *race.missing(found, dict.fromkeys(known)),
+            *race.missing(found, dict.fromkeys((_OURS, _UNIT, *others))),
         )
     )
 

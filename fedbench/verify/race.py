@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedbench.base.records import Run
@@ -47,23 +47,33 @@ def race(found: Found, ours: str, others: Sequence[str], unit: Callable[[Run], f
 
 
 def told(found: Found, ours: str, run: Race) -> tuple[str, ...]:
-    """Return sentences on the best baseline, on each of the others, and on seeds and arms that are missing."""
+    """Return sentences on the best baseline, on each of the others, and on how often our arm reached the target."""
     each = ", ".join(f"{name} {times(value)}" for name, value in sorted(run.each.items(), key=lambda at: at[1].value))
     reached = sum(own.summary.rounds_to_target is not None for own in found.of(ours).values())
     planned = len(found.of(ours)) + len(found.lost.get(ours, {}))
+    looked = {name: next(iter(found.of(name).values())).config["run"]["eval_every"] for name in (ours, run.best)}
     return (
         f"Best baseline: {run.best}. {ours} against each: {each}.",
         f"{ours} reached the target on {reached} of {planned} seeds.",
-        *missing(found, run.each),
+        f"The target is looked for every {looked[ours]} round(s) of {ours} and every {looked[run.best]} of {run.best}.",
     )
 
 
-def missing(found: Found, names: Mapping[str, object]) -> tuple[str, ...]:
-    """Return a sentence for each arm that has lost seeds or has no run at all."""
-    lost = [
-        f"{arm} diverged on {len(seeds)} seed(s): {', '.join(map(str, seeds))}." for arm, seeds in found.lost.items()
-    ]
-    return (*lost, *(f"{arm} is not part of it: {why}." for arm, why in found.absent.items() if arm not in names))
+def missing(found: Found, arms: Iterable[str]) -> tuple[str, ...]:
+    """Return a sentence for each of the arms that has lost seeds, or runs that could not be made."""
+    told = []
+    for arm in arms:
+        seeds = found.lost.get(arm, {})
+        if seeds:
+            told.append(f"{arm} diverged on {len(seeds)} seed(s): {', '.join(map(str, seeds))}.")
+        if arm in found.absent:
+            told.append(sentence(f"{arm}: {found.absent[arm]}"))
+    return tuple(told)
+
+
+def sentence(text: str) -> str:
+    """Return a text with one full stop at its end."""
+    return text.rstrip(".") + "."
 
 
 def times(value: Measured) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbench.verify.claims import Measured, Row, Unit
+from fedbench.verify.race import sentence
 
 _HEADINGS = ("claim", "task", "measured", "interval", "goal", "verdict")
 _WORDS: dict[Unit, str] = {"points": "points", "%": "%", "times": "x"}
@@ -48,11 +49,11 @@ def for_people(rows: Sequence[Row], notes: Sequence[str]) -> Group:
     """Return the table for the terminal, with the reasons below."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="right" if 2 <= number <= 4 else "left", overflow="fold")
+        table.add_column(heading, justify="right" if 2 <= number <= 4 else "left", overflow="fold", no_wrap=not number)
     for row in rows:
         table.add_row(*cells(row))
-    reasons = [f"{row.claim.name}, {row.task}: {row.why}." for row in rows if row.why]
-    told = [Text(text.replace("..", ".")) for text in (*reasons, *notes)]
+    reasons = [sentence(f"{row.claim.name}, {row.task}: {row.why}") for row in rows if row.why]
+    told = [Text(text) for text in (*reasons, *notes)]
     return Group(table, Text("Interval: smallest to largest seed (from 6 seeds on: 95 % rank interval)."), *told)
 
 

@@ -34,7 +34,7 @@ def _over(found: Found, arm: str, published: float, *, total: bool) -> Measured 
         detail.append(_told(_REFERENCE, next(iter(found.of(_REFERENCE).values()))))
     detail.append(f"No size of a model enters the bytes of {arm}, so the ones counted here are those of any model.")
     middle = stats.median(sizes)
-    return Measured(middle.value, min(sizes), max(sizes), detail=(*detail, *race.missing(found, {arm: None})))
+    return Measured(middle.value, min(sizes), max(sizes), detail=(*detail, *race.missing(found, (arm, _REFERENCE))))
 
 
 def _bytes(run: Run, *, total: bool) -> float:
