@@ -13,6 +13,8 @@ Unit = Literal["points", "%", "times"]
 
 REPRODUCED, PARTLY, NOT_REPRODUCED, UNTESTED = "reproduced", "partly", "not reproduced", "can't be tested here"
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -125,10 +127,10 @@ def judge(claim: Claim, task: str, found: Measured | Untold) -> Row:
     sign = 1.0 if goal.least else -1.0
     worst = found.low if goal.least else found.high
     beyond = sign * (found.value - goal.value)
-    reached = beyond > 0 or (beyond == 0 and goal.value != goal.neutral)
-    if reached and sign * (worst - goal.neutral) > 0:
+    reached = beyond > _ROUNDING if goal.value == goal.neutral else beyond >= -_ROUNDING
+    if reached and sign * (worst - goal.neutral) > _ROUNDING:
         return Row(claim, task, found, REPRODUCED)
-    if sign * (found.value - goal.neutral) > 0:
+    if sign * (found.value - goal.neutral) > _ROUNDING:
         return Row(claim, task, found, PARTLY)
     if found.bound:
         return Row(claim, task, found, UNTESTED, "the runs are too short to tell: a lower bound below no effect at all")

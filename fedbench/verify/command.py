@@ -45,7 +45,7 @@ def process(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []
     for claim in claims:
-        rows += _weighed(claim, folder, origins, quick=args.quick) if claim.shapes else _measured(claim, found)
+        rows += _weighed(claim, folder, origins, quick=args.quick) if claim.shapes else measured(claim, found)
     if args.page is not None:
         fsio.write_text(args.page, page.render(rows, list(found.values()), origins, quick=args.quick))
     if args.json:
@@ -67,7 +67,8 @@ def _run(plan: Plan, parallel: int | None) -> bool:
         show.close()
 
 
-def _measured(claim: Claim, found: Mapping[str, Found]) -> list[Row]:
+def measured(claim: Claim, found: Mapping[str, Found]) -> list[Row]:
+    """Return the rows of a claim on the tasks (by name) that were run; of one that isn't tested, why."""
     if claim.measure is None:
         return [judge(claim, "-", Untold(claim.why))]
     tasks = [found[task.name] for task in claim.tasks if task.name in found]

@@ -111,7 +111,7 @@ CLAIMS = (
     ),
     Claim(
         "cooperllm.over_public_only",
-        "none: no comparison with training on the public rows alone was published",
+        "nothing; a comparison with training on the public rows alone is missing",
         Goal("above public-only training at equal rounds", 0.0, "points", 0.0),
         _TASKS,
         (_OURS, _CONTROL, _SHUFFLED),

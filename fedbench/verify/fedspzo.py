@@ -64,7 +64,7 @@ CLAIMS = (
     ),
     Claim(
         "fedspzo.over_blockwise",
-        "none: no comparison with block-wise step sizes was published",
+        "nothing; a comparison with block-wise step sizes is missing",
         Goal("fewer device FLOPs than MeZO with one step size for each block", 1.0, "times", 1.0),
         (SPLIT,),
         (*_READINGS, _BLOCKWISE, _FROZEN),

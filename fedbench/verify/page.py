@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedbench.base.stats import mean_sd
@@ -16,7 +15,7 @@ from fedbench.verify.race import sentence
 from fedbench.verify.tasks import BUDGETS
 
 #: Arms that are shown against all others, and the control that each stands beside.
-_GUIDED = ("cooperllm", "cooperllm_plus", "shuffled labels")
+_GUIDED = ("cooperllm", "cooperllm_plus")
 _CONTROL = "public_only"
 
 
@@ -43,8 +42,9 @@ def _claims(rows: Sequence[Row]) -> str:
         parts.append(f"### {name}\n\nPublished: {own[0].claim.published}." + (f" Goal: {goal.words}." if goal else ""))
         parts.append("")
         for row in own:
-            told = [*(() if row.measured is None else row.measured.detail), *([sentence(row.why)] if row.why else [])]
-            parts.append(f"- {f'{row.task}: ' if goal else ''}{row.verdict}. {' '.join(told)}")
+            told = [sentence(f"{row.verdict}{f': {row.why}' if row.why else ''}")]
+            told += row.measured.detail if row.measured is not None else ()
+            parts.append(f"- {f'{row.task}: ' if goal else ''}{' '.join(told)}")
         parts.append("")
     return "\n".join(parts)
 
@@ -52,6 +52,7 @@ def _claims(rows: Sequence[Row]) -> str:
 def _task(found: Found) -> list[str]:
     budgets = [budget for budget in BUDGETS if budget <= _horizon(found)]
     parts = [f"## Runs on {found.task.name}\n"]
+    parts.append(f"Job: `jobs/claims/{found.task.path.name}`, with the step sizes that were tuned on other seeds.\n")
     if budgets:
         heads = tuple(f"{budget}" for budget in budgets)
         told = (
@@ -164,7 +165,7 @@ def _provenance(found: Sequence[Found], origins: Sequence[Mapping[str, Any]]) ->
     trees = [run.provenance for at in found for runs in at.runs.values() for run in runs.values()] + list(origins)
     facts = {
         "last run": max((str(tree.get("end_utc", "")) for tree in trees), default=""),
-        "commit": _joined(json.dumps(tree.get("commit")) for tree in trees),
+        "commit": _joined(_commit(tree) for tree in trees),
         "processor": _joined(str(tree.get("cpu", "")) for tree in trees),
         "packages": _joined(
             ", ".join(f"{name} {version}" for name, version in tree.get("packages", {}).items()) for tree in trees
@@ -174,5 +175,12 @@ def _provenance(found: Sequence[Found], origins: Sequence[Mapping[str, Any]]) ->
     return to_markdown(Grid("", ("", ""), tuple(facts.items())))
 
 
-def _joined(values: Any) -> str:
+def _commit(provenance: Mapping[str, Any]) -> str:
+    commit = provenance.get("commit")
+    if not isinstance(commit, Mapping):
+        return str(commit or "")
+    return f"{commit['hash'][:12]}{' with changes' if commit['dirty'] else ''}"
+
+
+def _joined(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(value for value in values if value))

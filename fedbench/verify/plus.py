@@ -61,7 +61,7 @@ def _smallest(found: Found, others: Sequence[str]) -> Measured | Untold:
 CLAIMS = (
     Claim(
         "plus.over_public_only",
-        "none: cooperllm_plus is fedbench's own",
+        "nothing; cooperllm_plus is fedbench's own",
         Goal("at least 5 points above public-only training at every budget", 5.0, "points", 0.0),
         _TASKS,
         (_OURS, _UNIT, "public_only"),
@@ -69,7 +69,7 @@ CLAIMS = (
     ),
     Claim(
         "plus.over_cooperllm",
-        "none: cooperllm_plus is fedbench's own",
+        "nothing; cooperllm_plus is fedbench's own",
         Goal("above CooperLLM at every budget", 0.0, "points", 0.0),
         _TASKS,
         (_OURS, _UNIT),
@@ -77,7 +77,7 @@ CLAIMS = (
     ),
     Claim(
         "plus.over_zo",
-        "none: cooperllm_plus is fedbench's own",
+        "nothing; cooperllm_plus is fedbench's own",
         Goal("above the best plain zeroth-order baseline at every budget", 0.0, "points", 0.0),
         _TASKS,
         (_OURS, _UNIT, *BASELINES),

@@ -52,7 +52,9 @@ def for_people(rows: Sequence[Row], notes: Sequence[str]) -> Group:
         table.add_column(heading, justify="right" if 2 <= number <= 4 else "left", overflow="fold", no_wrap=not number)
     for row in rows:
         table.add_row(*cells(row))
-    reasons = [sentence(f"{row.claim.name}, {row.task}: {row.why}") for row in rows if row.why]
+    reasons = [
+        sentence(f"{row.claim.name}{f', {row.task}' if row.claim.goal else ''}: {row.why}") for row in rows if row.why
+    ]
     told = [Text(text) for text in (*reasons, *notes)]
     return Group(table, Text("Interval: smallest to largest seed (from 6 seeds on: 95 % rank interval)."), *told)
 

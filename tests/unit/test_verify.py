@@ -17,7 +17,7 @@ from fedbench.base import config
 from fedbench.base.errors import EXIT_OK, EXIT_USER
 from fedbench.base.records import Run
 from fedbench.batch import lanes
-from fedbench.verify import catalogue, cooperllm, fedspzo, memory, plus, run, table, tasks, traffic
+from fedbench.verify import catalogue, command, cooperllm, fedspzo, memory, page, plus, run, table, tasks, traffic
 from fedbench.verify.claims import (
     NOT_REPRODUCED,
     PARTLY,
@@ -253,6 +253,30 @@ def test_memory_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     again, origin = memory.peaks_of(tasks.MEMORY[1], tmp_path)
     assert (again, len(asked)) == (first, 6)
     assert origin["packages"]["torch"]
+
+
+def test_the_page_shows_every_arm_beside_public_only() -> None:
+    at = found(
+        POOR,
+        lost={"fedzo": {2001: "loss is nan"}},
+        cooperllm=[ramp(4, 40, seed=s) for s in (2000, 2001)],
+        cooperllm_plus=[ramp(6, 40, seed=s, top=0.9) for s in (2000, 2001)],
+        public_only=[ramp(4, 40, seed=s, flops=0.0, top=0.75) for s in (2000, 2001)],
+        fedzo=[ramp(30, 40)],
+    )
+    rows = [command.measured(claim, {at.task.name: at})[0] for claim in catalogue.CLAIMS if POOR in claim.tasks]
+    text = page.render(rows, [at], [], quick=True)
+    for line in (
+        "| cooperllm.convergence | embedded:poor | 7.5x | 7.5 to 7.5 | >= 8.8x | partly |",
+        "- embedded:poor: partly. Best baseline: fedzo. cooperllm against each: fedzo 7.5x. cooperllm reached the target",
+        "fedzo diverged on 1 seed(s): 2001.",
+        "| arm | seeds | 10 | 20 | 40 |",
+        "| cooperllm_plus | 2 | 90.0 ± 0.0 | 90.0 ± 0.0 | 90.0 ± 0.0 |",
+        "| public_only | +15.0 (+15.0 to +15.0) | +15.0 (+15.0 to +15.0) | +15.0 (+15.0 to +15.0) |",
+        "| fedzo | 0.01 | 1 + 1 diverged | 85.0 | 1 of 2 | 30 | 30 | 4 B | 8 B | 40 |",
+        "| commit | 0123456789ab |",
+    ):
+        assert line in text, line
 
 
 RATIO = Goal("", 8.8, "times", 1.0)
