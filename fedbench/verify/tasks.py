@@ -25,7 +25,7 @@ GUIDED = ("cooperllm", "cooperllm_plus", "public_only", "shuffled labels")
 BUDGETS = (10, 20, 40, 100, 200)
 
 #: What a round costs where a method has more than one direction by its own default.
-_COSTS = {"baffle": 10.5}
+_COSTS = {"baffle": 10.5, "fwdllm": 11.0}
 
 _STOP = MappingProxyType({"run.stop_at_target": True})
 
@@ -117,8 +117,8 @@ def _plain(*methods: str) -> tuple[Arm, ...]:
     return tuple(Arm(method, {"method.name": method}, _COSTS.get(method, 1.0)) for method in methods)
 
 
-def _variant(name: str, method: str, **settings: Any) -> Arm:
-    return Arm(name, {"method.name": method, **{f"method.{key}": value for key, value in settings.items()}})
+def _split(name: str, cost: float = 1.0, **settings: Any) -> Arm:
+    return Arm(name, {"method.name": "fedspzo", **{f"method.{key}": value for key, value in settings.items()}}, cost)
 
 
 #: The arms of every task with a cloud that has public rows.
@@ -147,10 +147,10 @@ SST2 = Task("sst2", "sst2", _ARMS, full=Scale(_SEEDS[:3], 100, 5, guided_every=2
 
 #: FedSPZO's readings of its abstract beside MeZO with block-wise steps and beside block 2 alone.
 _SPLIT_ARMS = (
-    _variant("fedspzo B1", "fedspzo", estimator="B1"),
-    _variant("fedspzo Ac", "fedspzo", estimator="Ac"),
-    _variant("block-wise MeZO", "fedspzo", estimator="A", p1=1, p2=1, lr=1e-3, lr_ratio=3.0),
-    _variant("first block frozen", "fedspzo", estimator="B1", freeze_first=True),
+    _split("fedspzo B1", estimator="B1"),
+    _split("fedspzo Ac", estimator="Ac"),
+    _split("block-wise MeZO", estimator="A", p1=1, p2=1, lr=1e-3, lr_ratio=3.0),
+    _split("first block frozen", 0.5, estimator="B1", freeze_first=True),
 )
 SPLIT = Task(
     "embedded, long",
