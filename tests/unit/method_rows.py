@@ -142,7 +142,8 @@ def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
                 for name in (name for name in w if stages[name] < boundary):
                     move = round_.lr * slope / (p1 * len(round_.devices))
                     w[name] = w[name] - move * draws[p * p2 if chained else p][name]
-            for k, slope in enumerate(d_z):
+            for k in range(len(d_z)):
+                slope = d_z[k]
                 if estimator == "Ac":
                     first = k // p2 * p2
                     slope = (slope - d_z[first : first + p2].mean()) * p2 / (p2 - 1)
@@ -178,8 +179,8 @@ def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     for round_, plan, reply in entries:
         a = reply["scalars"].reshape(-1).astype(float)
         for k, key in enumerate(shared_keys(plan["seeds"], count)):
-            for name, z in drawn(built.trainable, key).items():
-                w[name] = w[name] - round_.lr / count * a[k] * torch.from_numpy(z).double()
+            for name, z in isotropic(built, key).items():
+                w[name] = w[name] - round_.lr / count * a[k] * z
     return w
 
 
@@ -189,8 +190,8 @@ def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     for round_, plan, reply in entries:
         d = reply["scalars"].astype(float)
         for k, key in enumerate(shared_keys(plan["seeds"], len(d))):
-            for name, z in drawn(built.trainable, key).items():
-                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * torch.from_numpy(z).double() / sigma**2
+            for name, z in isotropic(built, key).items():
+                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * z / sigma**2
     return w
 
 
@@ -198,9 +199,9 @@ def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w = w0 - lr sum_k A_k z_k, from the newest A and nothing before it."""
     round_, _, reply = entries[-1]
     for k in np.flatnonzero(reply["a"]):
-        z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
+        z = isotropic(built, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
         for name in w:
-            w[name] = w[name] - round_.lr * float(reply["a"][k]) * torch.from_numpy(z[name]).double()
+            w[name] = w[name] - round_.lr * float(reply["a"][k]) * z[name]
     return w
 
 
@@ -216,10 +217,11 @@ def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
                 for k, a in enumerate(row, start=done):
                     tries = range(10 * k, 10 * k + 10) if round_.number % 2 else range(k, k + 1)
                     keys = built.lab.directions(round_.number, device, at, tries.stop)[tries.start :]
-                    among = [drawn(built.trainable, key) for key in keys]
+                    among = [isotropic(built, key) for key in keys]
                     for name in w:
-                        draws = [torch.from_numpy(z[name]).double() for z in among]
-                        v = max(draws, key=lambda z, name=name: float(z @ last[name]) / float(z.norm()))
+                        v = max(
+                            (z[name] for z in among), key=lambda z, name=name: float(z @ last[name]) / float(z.norm())
+                        )
                         total[name] += a * v
                     count += 1
             done += reply["scalars"].shape[1]
