@@ -17,6 +17,7 @@ import numpy as np
 from fedbench.algorithms.baffle import Baffle
 from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.cooperllm import CooperLLM
+from fedbench.algorithms.cooperllm_plus import CooperLLMPlus
 from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.fedkseed import FedKSeed
@@ -48,15 +49,16 @@ METHODS: dict[str, type[Algorithm]] = {
     for method in (
         FedAvg,
         FedMeZO,
-        FedSPZO,
-        CooperLLM,
-        PublicOnly,
-        DeComFL,
-        Baffle,
         FedZO,
         FedKSeed,
         FedKSeedPro,
         FwdLLM,
+        DeComFL,
+        Baffle,
+        FedSPZO,
+        CooperLLM,
+        CooperLLMPlus,
+        PublicOnly,
     )
 }
 
