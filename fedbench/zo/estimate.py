@@ -26,11 +26,6 @@ def _finite(slope: float, one: float, other: float, h: float) -> np.float32:
     return value
 
 
-def forward(plus: float, clean: float, h: float) -> np.float32:
-    """Return (f(w + h u) - f(w)) / h as float32, the one-sided difference; NumericsError where it isn't finite."""
-    return central(plus, clean, h / 2.0)
-
-
 def regressed(d: np.ndarray, signs: np.ndarray, b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return guides' coefficients c [m], the same shrunk, and residuals r [Q], from d [Q] along e_i + b sum_j s_ij V_j.
 
