@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     freeze_first: bool = Field(False, description="block 2 alone on clean activations (B1 without block 1's part)")
     auto: bool = Field(False, description="choose split, p2 and lr_ratio by probes (B1); given ones until they tell")
     reprobe: int = Field(25, ge=1, description="rounds from one probe to the next with auto")
-    probes: int = Field(4, ge=1, description="directions in each region that a device probes with auto")
+    probes: int = Field(2, ge=1, description="directions in each region that a device probes with auto")
 
 
 class FedSPZO(ScalarMethod):
