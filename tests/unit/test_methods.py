@@ -198,13 +198,16 @@ def test_local_steps_walk_on_their_own_weights() -> None:
     assert walked[1] != stood[1]
 
 
+AS_MEZO = {"estimator": "A", "p1": 4, "p2": 1, "lr_ratio": 1.0}
+
+
 def test_fedspzo_with_one_direction_a_block_is_fedmezo_bit_for_bit() -> None:
     common = {"zo.perturbations": 4, "federation.batch_size": 2, "run.rounds": 4}
     mezo, split = (
         Tiny(make(method, common | {f"method.{method}.lr": 0.003, **more}))
         for method, more in (
             ("fedmezo", {}),
-            ("fedspzo", {"method.fedspzo.estimator": "A", "method.fedspzo.p1": 4, "method.fedspzo.p2": 1}),
+            ("fedspzo", {f"method.fedspzo.{key}": value for key, value in AS_MEZO.items()}),
         )
     )
     for number in range(4):
