@@ -121,7 +121,7 @@ class Algorithm(ABC):
     part_is_fixed: ClassVar[bool] = False
     uses_devices: ClassVar[bool] = True
     #: How a device catches up with the rounds that it missed (methods.md 2.17).
-    catch_up: ClassVar[CatchUp] = CatchUp.REPLAY_OF_DEVICES
+    catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES
     settings_type: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: Settings, lab: Lab) -> None:
@@ -166,6 +166,10 @@ class Algorithm(ABC):
     def state(self) -> dict[str, np.ndarray]:
         """Return what must survive a stop besides the weights; nothing by default."""
         return {}
+
+    def state_units(self) -> Sequence[Unit]:
+        """Return what of `state` every rank needs and not the cloud alone, once a round is over; nothing by default."""
+        return ()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027  (most methods keep nothing)
         """Take back what `state` returned."""

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from fedbench.algorithms.base import Algorithm, Lab, Settings
+from fedbench.algorithms.bitfit import BitFit
 from fedbench.algorithms.cooperllm import CooperLLM
 from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedavg_lora import FedAvgLora
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
 from fedbench.algorithms.public_only import PublicOnly
@@ -38,7 +40,7 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
+    method.name: method for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from fedbench.base import account, identity, provenance
@@ -187,14 +188,18 @@ class Execution:
                 launch.say("no checkpoint to resume from; starting fresh.")
             return
         runner.next_round = next_round
-        weights: Arrays | None = None
+        algorithm = runner.built.algorithm
+        arrays: Arrays | None = None
         if checkpoint is not None:
             take_up(checkpoint, runner, metrics)
-            weights = {t.name: t.values() for t in tensors}
-        units = [Unit(t.name, (t.size,)) for t in tensors]
-        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
+            arrays = {t.name: t.values() for t in tensors} | algorithm.state()
+        kept = algorithm.state_units()
+        units = [*(Unit(t.name, (t.size,)) for t in tensors), *kept]
+        inbox = star.down("resume", units, arrays, Place(next_round, 0, -1, 0))
         for tensor in tensors:
             tensor.assign(inbox[tensor.name])
+        if kept and checkpoint is None:
+            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in kept})
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:

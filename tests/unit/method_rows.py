@@ -78,6 +78,10 @@ class Row:
     rebuilt: Count
     replay: Replay | None
     exchanges: int = 1
+    #: Whether the cloud plans in the first round alone.
+    once: bool = False
+    #: Where devices send different amounts: the bytes of each sampled device in a round.
+    uplinks: Callable[[Costs, int], list[int]] | None = None
     #: Whether the method takes a step size that changes from round to round.
     linear: bool = True
     settings: Mapping[str, Any] | None = None
@@ -142,16 +146,20 @@ def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+AVERAGED = Row(
+    uplink=lambda c: c.model_bytes,
+    plan=nothing,
+    reply=lambda c: c.model_bytes,
+    device_flops=lambda c: 3 * c.forward * STEPS,
+    cloud_flops=nothing,
+    rebuilt=nothing,
+    replay=replay_means,
+)
+
 ROWS: dict[str, Row] = {
-    "fedavg": Row(
-        uplink=lambda c: c.model_bytes,
-        plan=nothing,
-        reply=lambda c: c.model_bytes,
-        device_flops=lambda c: 3 * c.forward * STEPS,
-        cloud_flops=nothing,
-        rebuilt=nothing,
-        replay=replay_means,
-    ),
+    "fedavg": AVERAGED,
+    "fedavg_lora": AVERAGED,
+    "bitfit": AVERAGED,
     "fedmezo": Row(
         uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
         plan=nothing,
