@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.algorithms.agzo import AGZO
 from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.bitfit import BitFit
 from fedbench.algorithms.cooperllm import CooperLLM
@@ -21,6 +22,7 @@ from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.fedavg_lora import FedAvgLora
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.meerkat import Meerkat
 from fedbench.algorithms.public_only import PublicOnly
 from fedbench.base import account, config, identity
 from fedbench.base.config import Config
@@ -40,7 +42,7 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly)
+    method.name: method for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO)
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

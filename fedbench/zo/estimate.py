@@ -9,9 +9,18 @@ from fedbench.base.errors import NumericsError
 
 def central(plus: float, minus: float, h: float) -> np.float32:
     """Return (f(w + h u) - f(w - h u)) / (2 h) as float32 (methods.md 1.2); NumericsError where it isn't finite."""
-    value = np.float32((plus - minus) / (2.0 * h))
+    return _finite((plus - minus) / (2.0 * h), plus, minus, h)
+
+
+def one_sided(plus: float, base: float, h: float) -> np.float32:
+    """Return (f(w + h u) - f(w)) / h as float32 (methods.md 1.2); NumericsError where it isn't finite."""
+    return _finite((plus - base) / h, plus, base, h)
+
+
+def _finite(quotient: float, left: float, right: float, h: float) -> np.float32:
+    value = np.float32(quotient)
     if not np.isfinite(value):
         raise NumericsError(
-            f"Losses {plus} and {minus} at a probing step of {h}: the difference is not a finite number."
+            f"Losses {left} and {right} at a probing step of {h}: the difference is not a finite number."
         )
     return value

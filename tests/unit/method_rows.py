@@ -20,6 +20,7 @@ from fedbench.run.build import Built
 
 SCALAR = 4  # bytes of one number on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
+DENSITY = 0.02  # of meerkat's mask
 
 COUNTED: dict[str, Any] = {
     "run.rounds": 5,
@@ -94,7 +95,11 @@ def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays
     for round_, plan, reply in entries:
         scalars = torch.from_numpy(reply["scalars"]).double()
         for device, row in zip(round_.devices, scalars, strict=True):
-            steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
+            steps = (
+                range(lab.local_steps)
+                if method in ("fedmezo", "meerkat")
+                else range(round_.exchange, round_.exchange + 1)
+            )
             count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
             for k, key in enumerate(lab.directions(round_.number, device, steps, count)):
                 z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, key).items()}
@@ -138,6 +143,19 @@ def replay_cooperllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_meerkat(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / (M P) sum a z, where z's j-th entry in a tensor belongs to the tensor's j-th masked place."""
+    mask = torch.zeros(built.trainable.size, dtype=torch.bool)
+    mask[torch.from_numpy(entries[0][1]["mask"].astype("int64"))] = True
+    sizes = [t.size for t in built.trainable]
+    inside = {t.name: part.nonzero()[:, 0] for t, part in zip(built.trainable, mask.split(sizes), strict=True)}
+    for round_, _, k, a, z, devices in steps_of(built, entries):
+        for name in z:
+            step = round_.lr * a[k] / (devices * built.lab.perturbations)
+            w[name] = w[name].index_add(0, inside[name], -step * z[name][: len(inside[name])])
+    return w
+
+
 def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w <- w + the change that travelled."""
     for _, _, reply in entries:
@@ -168,6 +186,17 @@ ROWS: dict[str, Row] = {
         cloud_flops=nothing,
         rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.entries,
         replay=replay_fedmezo,
+    ),
+    "meerkat": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: 4 * round(DENSITY * c.entries),
+        reply=lambda c: SCALAR * c.sampled * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=lambda c: 3 * c.public_forward,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * round(DENSITY * c.entries),
+        replay=replay_meerkat,
+        once=True,
+        settings={"method.meerkat.density": DENSITY},
     ),
     "fedspzo": Row(
         uplink=lambda c: SCALAR * STEPS * P1 * P2,
