@@ -36,7 +36,7 @@ from fedbench.models.trainable import Tensor
 from fedbench.zo.activations import Matrix, captured, matrices
 from fedbench.zo.direction import Direction, OnDemand
 from fedbench.zo.draw import entries
-from fedbench.zo.estimate import one_sided
+from fedbench.zo.estimate import forward
 
 
 class Settings(BaseSettings):
@@ -99,7 +99,7 @@ class AGZO(Algorithm):
         for p, key in enumerate(self._keys(round_, device)):
             guide = OnDemand(self._tensors, self._delta(key, bases))
             u = Direction(key, 0.0, lab.cut.residency.arrays(guide), 1.0)
-            a[p] = one_sided(lab.stream.loss(batch, u, lab.epsilon), base, lab.epsilon)
+            a[p] = forward(lab.stream.loss(batch, u, lab.epsilon), base, lab.epsilon)
         return Upload({"scalars": a} | (bases if self._private else {}), base)
 
     def reply_units(self, round_: Round) -> Sequence[Unit]:

@@ -164,12 +164,8 @@ class Algorithm(ABC):
         """Bring this replica's weights up to date."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what must survive a stop besides the weights; nothing by default."""
+        """Return what must survive a stop besides the weights; nothing by default. Every rank gets it back."""
         return {}
-
-    def state_units(self) -> Sequence[Unit]:
-        """Return what of `state` every rank needs and not the cloud alone, once a round is over; nothing by default."""
-        return ()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027  (most methods keep nothing)
         """Take back what `state` returned."""

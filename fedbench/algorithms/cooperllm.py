@@ -1,41 +1,53 @@
-"""CooperLLM: zeroth-order steps along guided perturbations, canonical form (methods.md 2.15, ZGR).
+"""CooperLLM: zeroth-order steps along guided perturbations (methods.md 2.15, ZGR), with its variants and controls.
 
-    cloud:  G = mean over public rows of grad f_pub(w);  V = G / |G|;  s = +-1;  guide = s V
-    device: u = beta (sqrt(alpha/n) z + sqrt(1-alpha) guide),  n trainable entries
+    cloud:  G = mean over public rows of grad f_pub(w);  V_1 .. V_m orthonormal, made from G (m = 1: V = G / |G|)
+    device: u = beta (sqrt(alpha/n) z + sqrt((1-alpha)/m) sum_j s_j V_j),  n trainable entries, s_j = +-1
             a = [f(w + h u) - f(w - h u)] / (2 h)
-    all:    w <- w - lr mean_ip(a_ip u_ip)
+    all:    w <- w - lr kappa mean_ip(a_ip u_ip)                                   estimator = guided
+            w <- w - lr mean_ip(a_ip Sigma^-1 u_ip)                                estimator = corrected
+            w <- w - lr (mix G + (1 - mix) mean_ip(a_ip z_ip)),  u = z             estimator = mixing
+    with Sigma = E u u' = beta^2 (alpha/n I + (1-alpha)/m sum_j V_j V_j'), and kappa = 1 (scale = legacy) or 1 over
+    Sigma's largest eigenvalue (scale = normalised), so that the best known direction is estimated at its full length.
 
-The guide is made once a round; every local step is one synchronous update on it. Devices
-keep the guide as it travelled until the update, so it crosses the network once.
+Guides are made every `guide_every` rounds; every local step is one synchronous update on them. Devices keep the
+guide as it travelled until the update, so it crosses the network once. With m = 1 the estimator is even in u, and
+the round's sign stands in the guide itself (the published form). alpha = 0 is a line search on the guides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedbench.algorithms.base import Reply, Round, ScalarMethod, StepSize, Upload
+from fedbench.algorithms.base import Lab, Reply, Round, ScalarMethod, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
+from fedbench.algorithms.guided import Guides, GuideSettings
 from fedbench.base.arrays import Arrays, Unit
-from fedbench.base.rng import key
+from fedbench.base.errors import ConfigError
 from fedbench.zo.direction import Direction, Terms
 from fedbench.zo.estimate import central
-from fedbench.zo.guide import mean_gradient, unit_guide
 from fedbench.zo.update import subtract
 
 
-class Settings(BaseSettings):
+class Settings(GuideSettings):
     """CooperLLM's settings."""
 
     lr: StepSize = 0.1
-    alpha: float = Field(0.5, ge=0, le=1, description="share of the isotropic direction")
+    alpha: float = Field(0.5, ge=0, le=1, description="share of the isotropic direction; 0: a line search on the guide")
     beta: float = Field(1.0, gt=0, description="length of the direction")
     h: float = Field(0.01, gt=0, description="probing step along u, which is about beta long")
-    public_batches: int = Field(0, ge=0, description="public batches a round for the guide; 0 is the whole public set")
+    estimator: Literal["guided", "corrected", "mixing"] = Field(
+        "guided",
+        description="guided: the published one; corrected: its covariance undone; mixing: public gradient beside plain ZO",
+    )
+    scale: Literal["legacy", "normalised"] = Field(
+        "legacy", description="normalised: the estimate divided by the largest eigenvalue of the directions' covariance"
+    )
+    mix: float = Field(0.5, ge=0, le=1, description="weight of the public gradient in estimator = mixing")
 
 
 class CooperLLM(ScalarMethod):
@@ -46,32 +58,52 @@ class CooperLLM(ScalarMethod):
     settings_type: ClassVar[type[BaseSettings]] = Settings
     settings: Settings
 
+    def __init__(self, settings: BaseSettings, lab: Lab) -> None:
+        super().__init__(settings, lab)
+        s = self.settings
+        if s.estimator == "corrected" and s.alpha == 0:
+            raise ConfigError(
+                "method.cooperllm.estimator: 'corrected' undoes the directions' covariance, which alpha = 0 makes "
+                "singular; allowed with it: alpha above 0."
+            )
+        if s.estimator == "mixing" and s.guide not in ("public", "random"):
+            raise ConfigError(
+                f"method.cooperllm.guide: found {s.guide!r} with estimator = 'mixing', which mixes one public gradient; "
+                "allowed with it: 'public', 'random'."
+            )
+        self._guides = Guides(s, lab, unit=s.estimator != "mixing")
+
     @property
     def _z_scale(self) -> float:
+        if self.settings.estimator == "mixing":
+            return 1.0
         return self.settings.beta * math.sqrt(self.settings.alpha / self.lab.trainable.size)
 
     @property
     def _guide_scale(self) -> float:
-        return self.settings.beta * math.sqrt(1.0 - self.settings.alpha)
+        if self.settings.estimator == "mixing":
+            return 0.0
+        return self.settings.beta * math.sqrt((1.0 - self.settings.alpha) / self._guides.count)
+
+    @property
+    def _h(self) -> float:
+        return self.lab.epsilon if self.settings.estimator == "mixing" else self.settings.h
 
     @property
     def query_radius(self) -> float:
-        """h |u| / sqrt(n), with |u| about beta."""
+        """h |u| / sqrt(n), with |u| about beta; epsilon where plain directions are mixed with the gradient."""
+        if self.settings.estimator == "mixing":
+            return self.lab.epsilon
         return self.settings.h * self.settings.beta / math.sqrt(self.lab.trainable.size)
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:
-        """The guide, tensor by tensor in forward order, in the first exchange of a round."""
-        if round_.exchange > 0:
-            return ()
-        return [Unit(t.name, tuple(t.parameter.shape)) for t in self.lab.trainable]
+        """The guides, tensor by tensor in forward order, in the first exchange of a round that makes new ones."""
+        return self._guides.units(round_)
 
     def plan(self, round_: Round) -> Arrays:
-        """Return s V at the present weights."""
-        lab, batches = self.lab, self.settings.public_batches
-        rows = [lab.public(round_.number, b) for b in range(batches)] if batches else lab.public_rows()
-        self.cloud_loss, grads = mean_gradient(lab.cut, lab.trainable, rows, lab.meter)
-        sign = 1.0 if key(lab.seed, "guide sign", round_.number)[0] & 1 else -1.0
-        return unit_guide(lab.trainable, [grad.mul_(sign) for grad in grads])
+        """Return the guides at the present weights."""
+        self.cloud_loss, arrays = self._guides.make(round_)
+        return arrays
 
     def scalars(self, round_: Round) -> int:
         """P in each exchange, one exchange per local step."""
@@ -79,12 +111,16 @@ class CooperLLM(ScalarMethod):
 
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return a [P] along the device's guided directions."""
-        lab, h = self.lab, self.settings.h
+        lab, span, h = self.lab, self._guides.span(plan), self._h
         batch = lab.private(round_.number, round_.exchange, device)
         a = np.empty(lab.perturbations, np.float32)
         losses = []
+        signs = self._guides.signs(round_, device)
         for p, z in enumerate(self._keys(round_, device)):
-            plus, minus = lab.stream.losses(batch, Direction(z, self._z_scale, plan, self._guide_scale), h)
+            guide, factor = span.mix(signs[p])
+            scale = factor * self._guide_scale
+            direction = Direction(z, self._z_scale, guide, scale) if scale else Direction(z, self._z_scale)
+            plus, minus = lab.stream.losses(batch, direction, h)
             a[p] = central(plus, minus, h)
             losses.append((plus + minus) / 2)
         return Upload({"scalars": a}, float(np.mean(losses)))
@@ -94,12 +130,39 @@ class CooperLLM(ScalarMethod):
         return super().combine(round_, uploads)._replace(again=round_.exchange + 1 < self.lab.local_steps)
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
-        """w <- w - lr mean(a) guide_scale guide - lr mean(a z_scale z)."""
+        """Subtract the step: one coefficient a direction, one a guide."""
         a = reply["scalars"].reshape(-1).astype(np.float64)
         keys = np.concatenate([self._keys(round_, device) for device in round_.devices])
-        coef = (round_.lr * self._z_scale / len(a) * a).astype(np.float32)
-        terms = Terms(keys, coef, plan, round_.lr * self._guide_scale * float(a.mean()))
+        signs = np.concatenate([self._guides.signs(round_, device) for device in round_.devices])
+        z_coef, guide_coef = self._coefficients(a, keys, signs, plan)
+        guide, factor = self._guides.span(plan).mix(round_.lr * guide_coef)
+        terms = Terms(keys, (round_.lr * z_coef).astype(np.float32), guide, factor)
         self.replay_ops += subtract(self.lab.trainable, terms, gaussian=self.lab.gaussian)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the guides where they serve several rounds."""
+        return self._guides.state()
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take the guides back."""
+        self._guides.restore(state)
+
+    def _coefficients(
+        self, a: np.ndarray, keys: np.ndarray, signs: np.ndarray, plan: Arrays
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the step holds of each z and of each guide, float64 [Q] and [m], from a [Q] and signs [Q, m]."""
+        s, n, m, count = self.settings, self.lab.trainable.size, self._guides.count, len(a)
+        if s.estimator == "mixing":
+            return (1 - s.mix) / count * a, np.full(m, s.mix)
+        isotropic, along = s.beta**2 * s.alpha / n, s.beta**2 * (1 - s.alpha) / m  # Sigma's parts
+        if s.estimator == "guided":
+            kappa = 1.0 if s.scale == "legacy" else 1.0 / (isotropic + along)
+            return kappa * self._z_scale / count * a, kappa * self._guide_scale * (a @ signs) / count
+        products = self._guides.span(plan).products(keys, gaussian=self.lab.gaussian)  # V_j . z
+        self.replay_ops += float(len(keys)) * n
+        inside = self._z_scale * products + self._guide_scale * signs  # V_j . u
+        outside = self._z_scale * products
+        return self._z_scale / isotropic / count * a, (a @ (inside / (isotropic + along) - outside / isotropic)) / count
 
     def _keys(self, round_: Round, device: int) -> np.ndarray:
         step = range(round_.exchange, round_.exchange + 1)

@@ -125,10 +125,6 @@ class Meerkat(ScalarMethod):
         """Return m where it can't be drawn again."""
         return {} if self._mask is None or self.settings.mask == "random" else {"mask": self._mask}
 
-    def state_units(self) -> Sequence[Unit]:
-        """Every rank needs m."""
-        return () if self.settings.mask == "random" else (Unit("mask", (self._count,), "<u4"),)
-
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take m back."""
         self._take(state)

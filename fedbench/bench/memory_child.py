@@ -142,7 +142,7 @@ def _backprop(job: Mapping[str, Any], cut: Cut, batch: Batch) -> Step:
         torch.optim.SGD(parameters, _LR) if job["arm"] == "sgd" else torch.optim.AdamW(parameters, _LR)
     )
     if job["arm"] == "adamw_checkpointing":
-        for block in cut.blocks:
+        for block in (*cut.blocks, *(() if cut.last is None else (cut.last,))):
             setattr(block, "forward", _recomputed(block.forward))  # noqa: B010  (an instance takes another forward)
 
     def step(number: int) -> float:

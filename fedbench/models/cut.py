@@ -21,7 +21,10 @@ from fedbench.models.residency import RESIDENT, Residency
 
 
 class State(NamedTuple):
-    """What crosses a stage boundary: states [b, t, width], the attention mask of the blocks and the batch."""
+    """What crosses a stage boundary: states [b, t, width], the attention mask of the blocks and the batch.
+
+    Behind a last block that runs for the read positions alone, t is 1.
+    """
 
     h: Tensor
     mask: Tensor | None
@@ -31,6 +34,11 @@ class State(NamedTuple):
 def wide(weight: Tensor) -> Tensor:
     """Return a weight as float32: itself, or a copy where it is stored narrow (`narrow.py`)."""
     return weight if weight.dtype == torch.float32 else weight.float()
+
+
+def read_at(h: Tensor, places: Tensor) -> Tensor:
+    """Return the state of one place of each text, [b, width]; states of one position are those that were read."""
+    return h[:, 0] if h.shape[1] == 1 else h[torch.arange(len(h), device=h.device), places]
 
 
 class RowHead(nn.Module):
@@ -62,6 +70,13 @@ class Head(nn.Module, ABC):
     """How a text's states become its loss; the last norm of a decoder belongs to it."""
 
     classes: int
+
+    #: Whether every text is read at one position alone, the one of `places`.
+    one_place = False
+
+    def places(self, batch: Batch) -> Tensor:
+        """Return the position that is read of each text, int64 [b]: its last token."""
+        return batch.lengths - 1
 
     @abstractmethod
     def features(self, h: Tensor, batch: Batch) -> Tensor:
@@ -99,10 +114,18 @@ class Cut(nn.Module, ABC):
     #: Where the weights come from, in words.
     weights = ""
 
+    #: What runs a block of the architecture for one position of each text (`folded.py`), where it is causal.
+    folding: Any = None
+
+    #: The last block in that form, where the head reads one position: the way in which it runs. Else None.
+    last: Any
+
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.last = None
+        self.fold()
 
     @property
     def classes(self) -> int:
@@ -126,6 +149,15 @@ class Cut(nn.Module, ABC):
     @abstractmethod
     def block(self, index: int, state: State) -> State:
         """Return the states after block `index` (from 0)."""
+
+    def fold(self) -> None:
+        """Make the last block's form for one position; once more where modules of that block were replaced."""
+        if self.folding is not None and self.head.one_place:
+            self.last = self.folding(self.blocks[-1])
+
+    def turns(self, state: State) -> tuple[Tensor, ...]:
+        """Return what a block's attention needs of the positions besides states and mask."""
+        return ()
 
     @property
     def attention_width(self) -> int:
@@ -151,6 +183,9 @@ class Cut(nn.Module, ABC):
             assert isinstance(state, State)
             if stage == self.stages - 1:
                 return self.head.read(state.h, state.batch)
+            if self.last is not None and stage == self.stages - 2:
+                places = self.head.places(state.batch)
+                return state._replace(h=self.last(state.h, places, *self.turns(state)))
             return self.block(stage - 1, state)
 
     def states(self, batch: Batch) -> State:
@@ -184,6 +219,8 @@ class Cut(nn.Module, ABC):
         """
         if stage == self.stages - 1:
             return self.head.flops(rows, length)
+        if self.last is not None and stage == self.stages - 2:
+            return float(self.last.flops(rows, length, self.width))
         dense = 2.0 * rows * length * self._products[stage]
         return dense if stage == 0 else dense + 4.0 * rows * length * length * self.attention_width
 

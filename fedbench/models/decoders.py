@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut, Head, State
+from fedbench.models.folded import EmbeddedLayer, Gpt2Layer, OptLayer, RotaryLayer
 
 
 def places(ids: Tensor) -> Tensor:
@@ -23,6 +24,8 @@ def places(ids: Tensor) -> Tensor:
 
 class EmbeddedCut(Cut):
     """The embedded causal model."""
+
+    folding = EmbeddedLayer
 
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__(backbone, head)
@@ -76,6 +79,8 @@ class DecoderCut(Cut):
 class OptCut(DecoderCut):
     """OPT: learned positions from an offset of 2; opt-350m norms after its layers and projects in and out."""
 
+    folding = OptLayer
+
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__(backbone, head)
         table = self.base.decoder.embed_positions
@@ -115,6 +120,8 @@ class OptCut(DecoderCut):
 class Gpt2Cut(DecoderCut):
     """GPT-2: learned positions; its matrices are stored input by output."""
 
+    folding = Gpt2Layer
+
     @staticmethod
     def tail(base: Any) -> nn.Module:
         """Return the final norm."""
@@ -143,6 +150,8 @@ class Gpt2Cut(DecoderCut):
 class RotaryCut(DecoderCut):
     """Llama and Qwen2: positions turn queries and keys inside attention."""
 
+    folding = RotaryLayer
+
     def __init__(self, backbone: Any, head: Head) -> None:
         super().__init__(backbone, head)
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
@@ -150,8 +159,9 @@ class RotaryCut(DecoderCut):
     @property
     def attention_width(self) -> int:
         """Entries of all heads' queries; keys and values may have fewer heads."""
-        attention = self.base.layers[0].self_attn
-        return attention.q_proj.out_features
+        config = self.backbone.config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(config.num_attention_heads * head)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -169,11 +179,11 @@ class RotaryCut(DecoderCut):
 
     def block(self, index: int, state: State) -> State:
         """Return the states after one decoder layer."""
-        turns = self._turns(state)
+        turns = self.turns(state)
         h = self.base.layers[index](state.h, attention_mask=state.mask, position_embeddings=turns)
         return state._replace(h=h)
 
-    def _turns(self, state: State) -> tuple[Tensor, Tensor]:
+    def turns(self, state: State) -> tuple[Tensor, ...]:
         """Return cosine and sine of every position, [1, t, head width], kept for the last length asked for."""
         length = state.h.shape[1]
         if length not in self._angles or self._angles[length][0].device != state.h.device:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbench.data.rows import Batch
-from fedbench.models.cut import Head, RowHead
+from fedbench.models.cut import Head, RowHead, read_at
 from fedbench.models.vocab import VocabLoss
 
 
@@ -19,6 +19,8 @@ class LabelWords(Head):
     `norm` is what the model runs between its last layer and the output layer.
     """
 
+    one_place = True
+
     def __init__(self, norm: nn.Module, output: nn.Linear, words: Sequence[int]) -> None:
         super().__init__()
         self.norm = norm
@@ -27,7 +29,7 @@ class LabelWords(Head):
 
     def features(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the normed state at each text's last token."""
-        return self.norm(_at(h, batch.lengths - 1))
+        return self.norm(read_at(h, self.places(batch)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits of the label words."""
@@ -44,14 +46,16 @@ class MaskWords(LabelWords):
         super().__init__(transform, output, words)
         self.mask = mask
 
-    def features(self, h: Tensor, batch: Batch) -> Tensor:
-        """Return the transformed state at each text's mask token."""
-        places = torch.arange(batch.ids.shape[1], device=h.device)
-        return self.norm(_at(h, (places * (batch.ids == self.mask)).amax(1)))
+    def places(self, batch: Batch) -> Tensor:
+        """Return the position of each text's mask token, int64 [b]."""
+        places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        return (places * (batch.ids == self.mask)).amax(1)
 
 
 class Classifier(Head):
     """A classifying layer on the state of one token, the first or the last, after what the architecture puts between."""
+
+    one_place = True
 
     def __init__(self, before: nn.Module, linear: nn.Linear, where: Literal["first", "last"]) -> None:
         super().__init__()
@@ -60,9 +64,13 @@ class Classifier(Head):
         self.where = where
         self.classes = linear.out_features
 
+    def places(self, batch: Batch) -> Tensor:
+        """Return the position that is read of each text, int64 [b]."""
+        return torch.zeros_like(batch.lengths) if self.where == "first" else super().places(batch)
+
     def features(self, h: Tensor, batch: Batch) -> Tensor:
         """Return what the classifying layer sees of each text."""
-        return self.before(h[:, 0] if self.where == "first" else _at(h, batch.lengths - 1))
+        return self.before(read_at(h, self.places(batch)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the classifying layer's logits."""
@@ -98,7 +106,7 @@ class NextToken(Head):
 
     def features(self, h: Tensor, batch: Batch) -> Tensor:
         """Return the normed state at each text's last token."""
-        return self.norm(_at(h, batch.lengths - 1))
+        return self.norm(read_at(h, self.places(batch)))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary."""
@@ -123,8 +131,3 @@ class NextToken(Head):
     def flops(self, rows: int, length: int) -> float:
         """Return the FLOPs of `read`: the matrices at every position but the last, padding included."""
         return super().flops(rows, length) * (length - 1)
-
-
-def _at(h: Tensor, places: Tensor) -> Tensor:
-    """Return the state of one place of each text, [b, width]."""
-    return h[torch.arange(len(h), device=h.device), places]

@@ -59,6 +59,7 @@ def add(cut: Cut, part: str, section: ModelSection, seed: int) -> None:
         _add_lora(cut, section.lora_rank, section.lora_alpha, seed)
     if part == "adapter":
         _add_adapters(cut, section.adapter_reduction, seed)
+    cut.fold()
 
 
 def _add_lora(cut: Cut, rank: int, alpha: int, seed: int) -> None:

@@ -42,7 +42,8 @@ from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO)
+    method.name: method
+    for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO)
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

@@ -6,6 +6,7 @@ agreed on, so that there is one message and one exit code.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -188,18 +189,29 @@ class Execution:
                 launch.say("no checkpoint to resume from; starting fresh.")
             return
         runner.next_round = next_round
-        algorithm = runner.built.algorithm
-        arrays: Arrays | None = None
+        weights: Arrays | None = None
         if checkpoint is not None:
             take_up(checkpoint, runner, metrics)
-            arrays = {t.name: t.values() for t in tensors} | algorithm.state()
-        kept = algorithm.state_units()
-        units = [*(Unit(t.name, (t.size,)) for t in tensors), *kept]
-        inbox = star.down("resume", units, arrays, Place(next_round, 0, -1, 0))
+            weights = {t.name: t.values() for t in tensors}
+        units = [Unit(t.name, (t.size,)) for t in tensors]
+        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
         for tensor in tensors:
             tensor.assign(inbox[tensor.name])
-        if kept and checkpoint is None:
-            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in kept})
+        if star.transport.size > 1:
+            self._share_state(runner, Place(next_round, 0, -1, 0))
+
+    def _share_state(self, runner: Runner, place: Place) -> None:
+        """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
+        star, algorithm = runner.star, runner.built.algorithm
+        state = {name: np.ascontiguousarray(a) for name, a in algorithm.state().items()} if star.is_cloud else {}
+        table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
+        (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
+        units = [Unit("table", (size,), "|u1")]
+        told = star.down("state table", units, {"table": np.frombuffer(table, np.uint8)}, place)["table"].tobytes()
+        units = [Unit(name, tuple(shape), dtype) for name, shape, dtype in json.loads(told)]
+        inbox = star.down("state", units, state, place)
+        if not star.is_cloud:
+            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in units})
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from fedbench.models.cut import Cut, RowHead
+from fedbench.models.folded import Attention
+from fedbench.models.perhead import LoraPerHead, PerHead
 from fedbench.models.trainable import Tensor, Trainable
 from fedbench.models.vocab import VocabLoss
 from fedbench.zo.leaves import kind_of
 
 
 class Matrix(NamedTuple):
-    """A trainable matrix and the leaf that multiplies by it; `transposed` where it is stored [in, out]."""
+    """A trainable matrix and the module whose inputs it multiplies; `transposed` where it is stored [in, out]."""
 
     tensor: Tensor
     leaf: nn.Module
@@ -29,23 +31,44 @@ class Matrix(NamedTuple):
 
 
 def matrices(cut: Cut, trainable: Trainable) -> list[Matrix]:
-    """Return the trainable matrices that are only ever multiplied by, in the order of `trainable`."""
+    """Return the trainable matrices that are only ever multiplied by, in the order of `trainable`.
+
+    Tensors that are also looked up row by row are left out, and those whose inputs no module sees.
+    """
     tensors = {id(t.parameter): t for t in trainable}
     found: dict[str, Matrix] = {}
-    looked_up: set[str] = set()
+    left_out: set[str] = set()
     for module in cut.modules():
-        weight: Any = getattr(module.linear if isinstance(module, RowHead | VocabLoss) else module, "weight", None)
-        tensor = tensors.get(id(weight))
-        if tensor is None:
-            continue
-        kind = kind_of(module)
-        if kind in (nn.Linear, RowHead, VocabLoss, "Conv1D"):
-            outputs, inputs = weight.shape[::-1] if kind == "Conv1D" else weight.shape
-            if tensor.name not in found or not isinstance(module, nn.Linear):
-                found[tensor.name] = Matrix(tensor, module, inputs, outputs, kind == "Conv1D")
-        elif weight.dim() == 2:
-            looked_up.add(tensor.name)
-    return [found[t.name] for t in trainable if t.name in found and t.name not in looked_up]
+        for layer, leaf in _uses(module):
+            tensor = tensors.get(id(layer.weight))
+            if tensor is None:
+                continue
+            if leaf is None:
+                left_out.add(tensor.name)
+            else:  # a folded layer comes after the block whose matrices it uses
+                transposed = kind_of(layer) == "Conv1D"
+                shape = tuple(layer.weight.shape)
+                outputs, inputs = shape[::-1] if transposed else shape
+                found[tensor.name] = Matrix(tensor, leaf, inputs, outputs, transposed)
+    return [found[t.name] for t in trainable if t.name in found and t.name not in left_out]
+
+
+def _uses(module: Any) -> list[tuple[Any, nn.Module | None]]:
+    """Return the layers whose weights a module uses, each with the module that their inputs enter, where one sees them."""
+    if kind_of(module) in (nn.Linear, "Conv1D"):
+        return [(module, module)]
+    if isinstance(module, RowHead | VocabLoss):
+        return [(module.linear, module)]
+    if isinstance(module, nn.Embedding):
+        return [(module, None)]
+    uses: list[tuple[Any, nn.Module | None]] = []
+    for part in (module.query, module.key, module.value) if isinstance(module, Attention) else ():
+        if isinstance(part, PerHead):
+            uses.append((part.linear, module))
+        elif isinstance(part, LoraPerHead):
+            inner = None if part.back else part.up
+            uses += [(part.base.linear, module), (part.down.linear, module), (part.up.linear, inner)]
+    return uses
 
 
 @contextmanager

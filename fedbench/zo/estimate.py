@@ -12,15 +12,15 @@ def central(plus: float, minus: float, h: float) -> np.float32:
     return _finite((plus - minus) / (2.0 * h), plus, minus, h)
 
 
-def one_sided(plus: float, base: float, h: float) -> np.float32:
+def forward(plus: float, centre: float, h: float) -> np.float32:
     """Return (f(w + h u) - f(w)) / h as float32 (methods.md 1.2); NumericsError where it isn't finite."""
-    return _finite((plus - base) / h, plus, base, h)
+    return _finite((plus - centre) / h, plus, centre, h)
 
 
-def _finite(quotient: float, left: float, right: float, h: float) -> np.float32:
-    value = np.float32(quotient)
+def _finite(slope: float, one: float, other: float, h: float) -> np.float32:
+    value = np.float32(slope)
     if not np.isfinite(value):
         raise NumericsError(
-            f"Losses {left} and {right} at a probing step of {h}: the difference is not a finite number."
+            f"Losses {one} and {other} at a probing step of {h}: the difference is not a finite number."
         )
     return value

@@ -1,8 +1,8 @@
-"""The cloud's side: backpropagation on public rows, and the unit guide made from it."""
+"""The cloud's side: backpropagation on public rows, and the orthonormal guides made from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +12,13 @@ from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable
+from fedbench.zo.span import Layout
 
 #: A backward counts as two forwards (methods.md 1.3).
 BACKPROP_FORWARDS = 3.0
+
+#: What is left of a gradient once the guides before it are taken out, over its own length: less is rounding.
+_INDEPENDENT = 1e-4
 
 
 def gradient(cut: Cut, trainable: Trainable, batch: Batch, meter: Meter) -> tuple[float, list[torch.Tensor]]:
@@ -49,10 +53,59 @@ def mean_gradient(
     return loss / rows, [sum_.div_(rows) for sum_ in total]
 
 
-def unit_guide(trainable: Trainable, grads: list[torch.Tensor]) -> dict[str, np.ndarray]:
-    """Return the gradient divided by its joint L2 norm over all trainable tensors, by name (float32)."""
-    square = sum(float(grad.double().square().sum()) for grad in grads)
+def by_class(batches: Iterable[Batch], classes: int) -> list[list[Batch]]:
+    """Return the public batches of each class apart; classes without a row are left out."""
+    apart: list[list[Batch]] = [[] for _ in range(classes)]
+    for batch in batches:
+        for label in range(classes):
+            chosen = batch.labels == label
+            if bool(chosen.any()):
+                apart[label].append(
+                    Batch(batch.ids[chosen], batch.mask[chosen], batch.labels[chosen], batch.lengths[chosen])
+                )
+    return [own for own in apart if own]
+
+
+def unit_guides(layout: Layout, gradients: Sequence[list[torch.Tensor]]) -> dict[str, np.ndarray]:
+    """Return orthonormal guides over all trainable tensors jointly, by the layout's names (float32).
+
+    Several gradients are made orthonormal in their order (modified Gram-Schmidt, in float64 sums); the layers' shares
+    of one gradient are orthogonal as they are, and each gets length 1.
+    """
+    tensors = list(layout.trainable)
+    if layout.by_layer:
+        (grads,) = gradients
+        squares = dict.fromkeys(range(layout.count), 0.0)
+        for tensor, grad in zip(tensors, grads, strict=True):
+            squares[layout.of(tensor)[0]] += _product(grad, grad)
+        scale = {j: _inverse_length(square, f"layer {j}") for j, square in squares.items()}
+        return {
+            layout.name(0, t): grad.mul(scale[layout.of(t)[0]]).cpu().numpy()
+            for t, grad in zip(tensors, grads, strict=True)
+        }
+    done: list[list[torch.Tensor]] = []
+    for j, grads in enumerate(gradients):
+        length = np.sqrt(sum(_product(g, g) for g in grads))
+        left = grads
+        for other in done:
+            along = sum(_product(g, o) for g, o in zip(left, other, strict=True))
+            left = [g - along * o for g, o in zip(left, other, strict=True)]
+        square = sum(_product(g, g) for g in left)
+        if done and square <= (_INDEPENDENT * length) ** 2:
+            raise NumericsError(f"Guide {j} lies in the span of the {len(done)} before it: ask for fewer guides.")
+        done.append([g.mul(_inverse_length(square, f"guide {j}")) for g in left])
+    return {
+        layout.name(j, t): grad.cpu().numpy()
+        for j, grads in enumerate(done)
+        for t, grad in zip(tensors, grads, strict=True)
+    }
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left.double() * right.double()).sum())
+
+
+def _inverse_length(square: float, what: str) -> float:
     if square == 0.0:
-        raise NumericsError("The public gradient is exactly zero: there is no direction to guide along.")
-    scale = 1.0 / np.sqrt(square)
-    return {t.name: grad.mul(scale).cpu().numpy() for t, grad in zip(trainable, grads, strict=True)}
+        raise NumericsError(f"The public gradient is exactly zero ({what}): there is no direction to guide along.")
+    return float(1.0 / np.sqrt(square))

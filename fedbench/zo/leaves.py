@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedbench.models.cut import RowHead, wide
+from fedbench.models.perhead import PerHead
 from fedbench.models.trainable import Tensor
 from fedbench.models.vocab import VocabLoss, losses, summary
 
@@ -40,8 +41,8 @@ class Source(Protocol):
     def pair(self, tensor: Tensor, first: int, count: int, use: str) -> Pair:
         """Return both perturbed copies of a range, flat, in the scratch `use`."""
 
-    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str) -> Pair:
-        """Return both perturbed copies of some rows of a matrix, in scratch."""
+    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str, columns: int = 0) -> Pair:
+        """Return both perturbed copies of some rows of a matrix, in scratch; with `columns`, of one that wide."""
 
 
 Dual = Callable[..., torch.Tensor]
@@ -125,6 +126,40 @@ def _row_head(stream: Source, module: RowHead, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _per_head(stream: Source, module: PerHead, x: torch.Tensor) -> torch.Tensor:
+    """A projection head by head: a tile is some heads' matrices."""
+    out = torch.empty(*x.shape[:3], module.inputs if module.back else module.size, device=x.device)
+    streams = stream.streams(x.shape[0])
+    weight = stream.tensor_of(module.linear.weight)
+    if weight is None:
+        out.copy_(module.times(x, module.matrices(wide(module.linear.weight))))
+    else:
+        step = max(1, TILE // (module.size * module.inputs))
+        for low in range(0, module.heads, step):
+            high = min(low + step, module.heads)
+            tiles = _head_tiles(stream, module, weight, low, high)
+            for rows, tile in zip(streams, tiles, strict=False):
+                out[rows, low:high] = module.times(x[rows, low:high], tile)
+    if not module.back and module.linear.bias is not None:
+        for rows, bias in zip(streams, _vector(stream, module.linear.bias, "bias"), strict=False):
+            assert bias is not None
+            out[rows] += module.offsets(bias)
+    return out
+
+
+def _head_tiles(stream: Source, module: PerHead, weight: Tensor, low: int, high: int) -> Pair:
+    """Return both copies of the matrices of heads low to high, each [high - low, size, inputs]."""
+    size, inputs, count = module.size, module.inputs, high - low
+    if not module.inputs_first:
+        first = (module.part * module.heads + low) * size * inputs
+        plus, minus = stream.pair(weight, first, count * size * inputs, "tile")
+        return plus.view(count, size, inputs), minus.view(count, size, inputs)
+    numbers = torch.arange(weight.size // size, device=weight.parameter.device)
+    wanted = numbers.view(inputs, module.parts, module.heads)[:, module.part, low:high].reshape(-1)
+    plus, minus = stream.pair_rows(weight, wanted, "tile", size)
+    return plus.view(inputs, count, size).permute(1, 2, 0), minus.view(inputs, count, size).permute(1, 2, 0)
+
+
 #: Input features of one tile of a Conv1D at least: each tile is a product that is added to the output.
 _CONV_ROWS = 256
 
@@ -194,6 +229,7 @@ LEAVES: dict[type[nn.Module] | str, Dual] = {
     nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     RowHead: _row_head,
+    PerHead: _per_head,
     VocabLoss: _vocab_loss,
     "Conv1D": _conv1d,
     "LlamaRMSNorm": _rms_norm,

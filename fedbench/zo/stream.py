@@ -19,6 +19,7 @@ from fedbench.base.account import Meter
 from fedbench.base.errors import ModelError
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut, RowHead, State
+from fedbench.models.perhead import PerHead
 from fedbench.models.trainable import Tensor, Trainable
 from fedbench.models.vocab import VocabLoss
 from fedbench.zo import micro
@@ -57,7 +58,7 @@ class Stream:
         for module in cut.modules():
             parameters = [p for p in module.parameters(recurse=False) if id(p) in self._tensors]
             leaf = LEAVES.get(kind_of(module))
-            if isinstance(module, RowHead | VocabLoss):
+            if isinstance(module, PerHead | RowHead | VocabLoss):
                 parameters = [p for p in module.linear.parameters() if id(p) in self._tensors]
             if leaf is None or not parameters:
                 continue
@@ -152,12 +153,15 @@ class Stream:
         )
         return plus, minus
 
-    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str) -> Pair:
-        """Return both perturbed copies of some rows (int64 [r]) of a matrix, each [r, columns], in scratch."""
+    def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str, columns: int = 0) -> Pair:
+        """Return both perturbed copies of some rows (int64 [r]) of a matrix, each [r, columns], in scratch.
+
+        With `columns` the tensor is taken as a matrix of that many columns.
+        """
         assert self._probe is not None
         direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
-        weight = tensor.flat.reshape(tensor.parameter.shape[0], -1)
-        columns = weight.shape[1]
+        columns = columns or tensor.size // tensor.parameter.shape[0]
+        weight = tensor.flat.reshape(-1, columns)
         size = len(rows) * columns
         plus = self._buffer(use + "+", size).view(len(rows), columns)
         minus = self._buffer(use + "-", size).view(len(rows), columns)

@@ -52,6 +52,26 @@ class Costs:
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
 
+    def agzo_bases(self) -> list[tuple[int, int, int]]:
+        """Return (rows of H, inputs, outputs) of every matrix of the embedded model."""
+        last = f"blocks.{self.boundary - 1}."
+        found = []
+        for tensor in self.built.trainable:
+            if tensor.parameter.dim() == 2 and "tokens" not in tensor.name and "positions" not in tensor.name:
+                whole = last not in tensor.name or ".key." in tensor.name or ".value." in tensor.name
+                rows = BATCH * LENGTH if whole and "lm_head" not in tensor.name else BATCH  # the last layer is folded
+                found.append((rows, tensor.parameter.shape[1], tensor.parameter.shape[0]))
+        return found
+
+    def agzo_flops(self) -> float:
+        """Return the FLOPs of all bases of one batch: 3 power iterations of rank 4."""
+        return sum(3 * (4 * rows * inputs * 4 + 4 * inputs * 4**2) for rows, inputs, _ in self.agzo_bases())
+
+    def agzo_entries(self) -> int:
+        """Return the entries drawn for one direction."""
+        matrices = sum(outputs * inputs for _, inputs, outputs in self.agzo_bases())
+        return self.entries - matrices + sum(outputs * 4 for _, _, outputs in self.agzo_bases())
+
     def entries_of(self, first: bool) -> int:
         """Return the trainable entries of block 1, or of block 2."""
         return sum(t.size for t in self.built.trainable if (t.stage < self.boundary) == first)
@@ -197,6 +217,17 @@ ROWS: dict[str, Row] = {
         replay=replay_meerkat,
         once=True,
         settings={"method.meerkat.density": DENSITY},
+    ),
+    "agzo": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + 4 * sum(inputs for _, inputs, _ in c.agzo_bases())),
+        plan=nothing,
+        reply=lambda c: STEPS * c.model_bytes,
+        device_flops=lambda c: STEPS * (c.forward * (1 + PERTURBATIONS) + c.agzo_flops()),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.agzo_entries(),
+        replay=replay_means,
+        exchanges=STEPS,
+        settings={"model.trainable": "full"},
     ),
     "fedspzo": Row(
         uplink=lambda c: SCALAR * STEPS * P1 * P2,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_estimators import DRAWS, NAME, a_gradient, g_hat, make_lab, within_three_sigma
+from test_estimators import DRAWS, NAME, a_gradient, make_lab, within_three_sigma
 from tinycuts import architecture, batch_for, embedded_cut
 from tinyruns import Tiny, drawn, make, same, weights
 
@@ -60,14 +60,14 @@ def test_gradients_lie_in_the_span_of_what_is_captured(kind: str) -> None:
     with captured(found) as seen:
         clean = stream.loss(batch, Direction(np.zeros(2, np.uint64)), 0.0)
     assert clean == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert len(found) > 8
+    assert len(found) >= 8
     for matrix, grad in zip(found, grads, strict=True):
         assert grad is not None
         g = (grad.t() if matrix.transposed else grad).double()
         assert g.shape == (matrix.outputs, matrix.inputs)
         inputs = torch.cat([part.reshape(-1, matrix.inputs) for part in seen[matrix.tensor.name]]).double()
         span = torch.linalg.svd(inputs, full_matrices=False)
-        basis = span.Vh[span.S > 1e-6 * span.S[0]].T
+        basis = span.Vh[1e-6 * span.S[0] < span.S].T
         assert torch.linalg.norm(g - g @ basis @ basis.T) <= 1e-4 * torch.linalg.norm(g) + 1e-9, matrix.tensor.name
 
 
@@ -109,7 +109,8 @@ def test_the_estimate_has_the_projected_gradient_as_its_mean(gaussian: bool, ran
     if rank > 1:
         across = basis[:, 1]
         assert within_three_sigma(each @ across, 0.0)
-        assert within_three_sigma(np.square(each - g64).sum(1), (rank + 1 if gaussian else rank - 1) * square)
+        errors, expected = np.square(each - g64).sum(1), (rank + 1 if gaussian else rank - 1) * square
+        assert abs(float(errors.mean()) - expected) < 3 * float(errors.std()) / np.sqrt(DRAWS) + 1e-5 * expected
     else:
         np.testing.assert_allclose(each, np.tile(g64, (DRAWS, 1)), atol=1e-3)  # r a r' = 1: no noise at all
 

@@ -71,7 +71,8 @@ def test_a_folder_gives_the_model_that_was_saved(kind: str, head: HeadKind, tmp_
         torch.testing.assert_close(out, own.logits[rows, places][:, list(splits.label_words or ())], rtol=0, atol=1e-5)
     elif head == "prototype":
         if kind in CAUSAL:
-            features = cut.head.features(state.h, batch)
+            with torch.inference_mode():
+                features = cut.head.features(state.h, batch)
             torch.testing.assert_close(features, own.last_hidden_state[rows, batch.lengths - 1], rtol=0, atol=1e-5)
         else:
             found, expected = state.h[batch.mask], own.last_hidden_state[batch.mask]

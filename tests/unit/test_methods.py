@@ -275,7 +275,8 @@ def test_the_guide_is_the_public_gradient_at_the_present_weights() -> None:
         plain = copy.deepcopy(built.cut)
         batch = built.splits.public.batch(np.arange(len(built.splits.public)))
         torch.nn.functional.cross_entropy(plain(batch), batch.labels).backward()
-        gradient = flat({n: p.grad.numpy() for n, p in plain.named_parameters() if p.grad is not None})
+        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in plain.named_parameters()}
+        gradient = flat({name: grad.numpy() for name, grad in grads.items()})
         tiny.play(1)
         guide = flat(log.entries[-1][1])
         cosine = float(gradient @ guide) / float(np.linalg.norm(gradient))

@@ -28,6 +28,9 @@ WEIGHTS = Path(__file__).with_name("weights.safetensors")
 class Attention(nn.Module):
     """Causal self-attention with separate query, key, value and output projections."""
 
+    heads = HEADS
+    scale = (WIDTH // HEADS) ** -0.5
+
     def __init__(self) -> None:
         super().__init__()
         self.query = nn.Linear(WIDTH, WIDTH)
@@ -56,8 +59,12 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:
         """Return the next states, [b, t, WIDTH]; right padding is harmless under a causal mask, so `mask` is not read."""
-        h = h + self.attention(self.attention_norm(h))
-        return h + self.ffn_out(F.relu(self.ffn_in(self.ffn_norm(h))))
+        return self.feed(h + self.attention(self.attention_norm(h)))
+
+    def feed(self, h: Tensor) -> Tensor:
+        """Return h + feed-forward(norm(h))."""
+        out: Tensor = h + self.ffn_out(F.relu(self.ffn_in(self.ffn_norm(h))))
+        return out
 
 
 class TinyCausal(nn.Module):
