@@ -22,8 +22,10 @@ from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.fedavg_lora import FedAvgLora
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.ferret import Ferret
 from fedbench.algorithms.meerkat import Meerkat
 from fedbench.algorithms.public_only import PublicOnly
+from fedbench.algorithms.spry import Spry
 from fedbench.base import account, config, identity
 from fedbench.base.config import Config
 from fedbench.base.errors import ConfigError, nearest
@@ -43,7 +45,7 @@ from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
     method.name: method
-    for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO)
+    for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO, Ferret, Spry)
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

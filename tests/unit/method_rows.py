@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tinyruns import drawn
 
 from fedbench.algorithms.base import Round
 from fedbench.base.arrays import Arrays
+from fedbench.base.rng import key
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
 
@@ -51,6 +53,22 @@ class Costs:
         self.boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
+
+    def spry_uplinks(self, number: int) -> list[int]:
+        """Return the bytes of each sampled device's tensors: one group a tensor, shared out in turn, shifted each round."""
+        sizes = [t.size for t in self.built.trainable]
+        each = -(-len(sizes) // self.sampled)
+        found = []
+        for place in range(self.sampled):
+            slot = (place + number) % self.sampled
+            owned = {(slot + turn * self.sampled) % len(sizes) for turn in range(each)}
+            found.append(SCALAR * sum(sizes[g] for g in owned))
+        return found
+
+    def ferret_groups(self) -> int:
+        """Return how many groups Ferret packs the tensors into."""
+        sizes = [t.size for t in self.built.trainable]
+        return len(ferret_packed(sizes))
 
     def agzo_bases(self) -> list[tuple[int, int, int]]:
         """Return (rows of H, inputs, outputs) of every matrix of the embedded model."""
@@ -121,8 +139,8 @@ def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays
                 else range(round_.exchange, round_.exchange + 1)
             )
             count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
-            for k, key in enumerate(lab.directions(round_.number, device, steps, count)):
-                z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, key).items()}
+            for k, named in enumerate(lab.directions(round_.number, device, steps, count)):
+                z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, named).items()}
                 yield round_, plan, k, row, z, len(round_.devices)
 
 
@@ -184,6 +202,36 @@ def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def ferret_packed(sizes: list[int]) -> list[list[int]]:
+    """Return the places of consecutive tensors in groups of about 0.9 times the median size."""
+    packed: list[list[int]] = []
+    room = 0.0
+    for place, size in enumerate(sizes):
+        if room <= 0:
+            packed.append([])
+            room = 0.9 * float(torch.tensor(sizes, dtype=torch.float64).quantile(0.5))
+        packed[-1].append(place)
+        room -= size
+    return packed
+
+
+def replay_ferret(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w_l <- w_l - server_lr sum_k clipped(pool[l, k]) z_k / sqrt(d_l)."""
+    settings: Any = built.job.settings
+    tensors = built.trainable.tensors
+    for _, _, reply in entries:
+        pool = torch.from_numpy(reply["pool"]).double()
+        for coefs, places in zip(pool, ferret_packed([t.size for t in tensors]), strict=True):
+            size = sum(tensors[place].size for place in places)
+            for k, c in enumerate(coefs):
+                z = drawn(built.trainable, np.array(key(built.lab.seed, "ferret candidate", k), np.uint64))
+                length = float(c.abs())
+                for name in (tensors[place].name for place in places):
+                    step = settings.server_lr * c * min(1.0, settings.clip / max(length, 1e-30)) / size**0.5
+                    w[name] = w[name] - step * torch.from_numpy(z[name]).double()
+    return w
+
+
 AVERAGED = Row(
     uplink=lambda c: c.model_bytes,
     plan=nothing,
@@ -217,6 +265,26 @@ ROWS: dict[str, Row] = {
         replay=replay_meerkat,
         once=True,
         settings={"method.meerkat.density": DENSITY},
+    ),
+    "spry": Row(
+        uplink=lambda c: sum(c.spry_uplinks(0)) / c.sampled,
+        uplinks=Costs.spry_uplinks,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
+    ),
+    "ferret": Row(
+        uplink=lambda c: (SCALAR + 4) * 2 * c.ferret_groups(),  # with 2 candidates every group is projected on both
+        plan=nothing,
+        reply=lambda c: SCALAR * 2 * c.ferret_groups(),
+        device_flops=lambda c: 3 * c.forward * STEPS + 2 * 2 * c.entries,
+        cloud_flops=nothing,
+        rebuilt=lambda c: 2 * c.entries,
+        replay=replay_ferret,
+        settings={"method.ferret.candidates": 2, "method.ferret.clip": 0.05},
     ),
     "agzo": Row(
         uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + 4 * sum(inputs for _, inputs, _ in c.agzo_bases())),
