@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 DEMO := results/demo
 
+# The grid of `make tune`: seven step sizes, three a decade, around those of the demo.
+TUNED := fedavg,fedmezo,fedspzo,cooperllm,public_only
+FACTORS := x0.1,x0.22,x0.46,x1,x2.2,x4.6,x10
+
 # What Open MPI's wheel wants from root on a small machine, for an mpirun typed by hand or in a test.
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
@@ -37,7 +41,10 @@ gpu:
 	FEDBENCH_REQUIRE_GPU=1 .venv-gpu/bin/python -m pytest tests/unit/test_gpu_kernels.py
 
 tune: $(VENV)/.demo
-	$(BIN)/python jobs/tune.py --results results/tune
+	$(BIN)/fedbench sweep make jobs/demo.toml --grid method.name=$(TUNED) --grid method.lr=$(FACTORS) \
+		--set run.seed=1000 --set run.eval_every=5 --out results/tune
+	$(BIN)/fedbench sweep submit results/tune --local
+	$(BIN)/fedbench sweep tune results/tune
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -12,14 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, EXIT_USER, FedbenchError, nearest
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with the nearest verb."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(EXIT_USER, f"fedbench: {message} (see {self.prog} --help)\n")
+from fedbench.base.errors import EXIT_OK, FedbenchError
+from fedbench.base.words import Parser, Verbs, positive
+from fedbench.batch import arguments
 
 
 def process_run(args: argparse.Namespace) -> int:
@@ -66,6 +61,13 @@ def process_bench(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def process_sweep(args: argparse.Namespace) -> int:
+    """`fedbench sweep make`, `submit`, `status`, `collect` and `tune`."""
+    from fedbench.batch.command import run
+
+    return run(args)
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -79,24 +81,26 @@ def process_methods(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser tree."""
-    root = _Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
+    root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    verbs = root.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    raw = argparse.RawDescriptionHelpFormatter
+    verbs = root.verbs("verb")
+    for add in (_run, _show, _report, _bench, _methods):
+        add(verbs)
+    arguments.add(verbs, process_sweep)
+    return root
 
-    run = verbs.add_parser(
+
+def _run(verbs: Verbs) -> None:
+    run = verbs.add(
         "run",
-        help="one run, written to DIR/runs/RUN_ID.h5",
-        formatter_class=raw,
-        description="Run one job and print the path of its run file.",
-        epilog="example:\n  fedbench run jobs/demo.toml -n 3 --set method.name=fedmezo --set run.rounds=50",
+        "one run, written to DIR/runs/RUN_ID.h5",
+        "fedbench run jobs/demo.toml -n 3 --set method.name=fedmezo --set run.rounds=50",
+        "Run one job and print the path of its run file.",
     )
     run.add_argument("job", type=Path, metavar="JOB.toml")
-    run.add_argument(
-        "-n", dest="ranks", type=_positive, metavar="RANKS", help="ranks; started alone, run starts mpirun"
-    )
+    run.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks; started alone, run starts mpirun")
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help="override a key")
     run.add_argument("--results", type=Path, metavar="DIR", help="results folder (default: results.dir of the job)")
     run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, where there is one")
@@ -104,61 +108,55 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="check config, data and model, and print what would run")
     run.set_defaults(process=process_run)
 
-    show = verbs.add_parser(
-        "show",
-        help="one run's summary",
-        formatter_class=raw,
-        epilog="example:\n  fedbench show results/demo/runs/cooperllm-0123456789ab.h5 --json",
-    )
+
+def _show(verbs: Verbs) -> None:
+    show = verbs.add("show", "one run's summary", "fedbench show results/demo/runs/cooperllm-0123456789ab.h5 --json")
     show.add_argument("file", type=Path, metavar="FILE")
     show.add_argument("--json", action="store_true", help="machine-readable")
     show.set_defaults(process=process_show)
 
-    report = verbs.add_parser(
+
+def _report(verbs: Verbs) -> None:
+    report = verbs.add(
         "report",
-        help="tables, figures and a page over any number of runs",
-        formatter_class=raw,
-        epilog="example:\n  fedbench report results/demo/runs --out results/demo/report",
+        "tables, figures and a page over any number of runs",
+        "fedbench report results/demo/runs --out results/demo/report",
     )
-    report.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="run files, or folders of them")
+    report.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="run files, an all.h5 of a sweep, or folders of them"
+    )
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     report.set_defaults(process=process_report)
 
-    bench = verbs.add_parser(
+
+def _bench(verbs: Verbs) -> None:
+    bench = verbs.add(
         "bench",
-        help="micro-benchmarks, each beside its reference",
-        formatter_class=raw,
-        description="Measure one part of fedbench beside its reference in the same process.",
-        epilog="example:\n  fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
+        "micro-benchmarks, each beside its reference",
+        "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
+        "Measure one part of fedbench beside its reference in the same process.",
     )
     bench.add_argument("bench", metavar="NAME", help="zo-step, perturb, update, memory, or all")
-    bench.add_argument("-n", dest="ranks", type=_positive, metavar="RANKS", help="ranks, where messages are measured")
-    bench.add_argument("--threads", type=_positive, metavar="T", help="threads whose figures stand on top (default: 2)")
+    bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
+    bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")
     bench.add_argument("--model", metavar="M", help="a model's name, or a known shape (default: opt-125m)")
-    bench.add_argument("--batch", type=_positive, metavar="B", help="rows of a batch (default: 16)")
-    bench.add_argument("--length", type=_positive, metavar="L", help="tokens of a row (default: 64)")
+    bench.add_argument("--batch", type=positive, metavar="B", help="rows of a batch (default: 16)")
+    bench.add_argument("--length", type=positive, metavar="L", help="tokens of a row (default: 64)")
     bench.add_argument("--trainable", metavar="T", help="the part that is trained (default: full)")
     bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
-    bench.add_argument("--repeats", type=_positive, metavar="R", help="repetitions (default: 6)")
+    bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
     bench.set_defaults(process=process_bench)
 
-    methods = verbs.add_parser(
-        "methods", help="the methods and their settings", formatter_class=raw, epilog="example:\n  fedbench methods"
-    )
+
+def _methods(verbs: Verbs) -> None:
+    methods = verbs.add("methods", "the methods and their settings", "fedbench methods")
     methods.set_defaults(process=process_methods)
-    return root
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Return the exit code of a command line."""
-    root = parser()
-    verbs = next(a for a in root._actions if isinstance(a, argparse._SubParsersAction)).choices
-    word = next((a for a in arguments if not a.startswith("-")), None)
-    if word is not None and word not in verbs:
-        print(f"fedbench: {word!r} is no verb. Allowed: {', '.join(verbs)}.{nearest(word, verbs)}", file=sys.stderr)
-        return EXIT_USER
-    args = root.parse_args(arguments)
+    args = parser().parse_args(words)
     try:
         code: int = args.process(args)
     except FedbenchError as error:
@@ -174,13 +172,6 @@ def main(arguments: Sequence[str]) -> int:
 def entry() -> None:
     """Console script."""
     sys.exit(main(sys.argv[1:]))
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: a whole number from 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import numpy as np
 
 from fedbench.algorithms.base import Round, ScalarMethod, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
+from fedbench.algorithms.walk import local_steps
 from fedbench.base.arrays import Arrays
 from fedbench.zo.direction import Direction, Terms
-from fedbench.zo.estimate import central
 from fedbench.zo.update import subtract
 
 
@@ -41,19 +41,9 @@ class FedMeZO(ScalarMethod):
 
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return a [S P] along the device's own walk, which stays laid over the weights."""
-        lab, count = self.lab, self.lab.perturbations
-        keys = lab.directions(round_.number, device, range(lab.local_steps), count)
-        a = np.empty(len(keys), np.float32)
-        losses = []
-        for step in range(lab.local_steps):
-            batch = lab.private(round_.number, step, device)
-            done = step * count
-            walk = Terms(keys[:done], (round_.lr / count * a[:done]).astype(np.float32))
-            for k in range(done, done + count):
-                plus, minus = lab.stream.losses(batch, Direction(keys[k]), lab.epsilon, walk)
-                a[k] = central(plus, minus, lab.epsilon)
-                losses.append((plus + minus) / 2)
-        return Upload({"scalars": a}, float(np.mean(losses)))
+        lab = self.lab
+        keys = lab.directions(round_.number, device, range(lab.local_steps), lab.perturbations)
+        return local_steps(lab, round_, device, [Direction(key) for key in keys])[0]
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """w <- w - lr / (M P) sum_isp a_isp z_isp."""

@@ -84,10 +84,13 @@ class Guides:
         assert self._span is not None
         return self._span
 
-    def signs(self, round_: Round, device: int) -> np.ndarray:
-        """Return the signs that a device's P directions weigh the guides with, float64 [P, m]; 1 for a lone guide."""
+    def signs(self, round_: Round, device: int, *, alone: bool = False) -> np.ndarray:
+        """Return the signs that a device's P directions weigh the guides with, float64 [P, m].
+
+        A lone guide has its sign in itself and takes 1, unless `alone` says that every direction draws one.
+        """
         shape = (self._lab.perturbations, self.count)
-        if self.count == 1:
+        if self.count == 1 and not alone:
             return np.ones(shape)
         stream = generator(self._lab.seed, "guide signs", round_.number, round_.exchange, device)
         return 1.0 - 2.0 * stream.integers(0, 2, shape)

@@ -8,6 +8,7 @@ the method's own `Settings`.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -191,18 +192,27 @@ def parse_setting(text: str) -> Setting:
 
 
 def load(path: Path, settings: Sequence[Setting] = ()) -> Config:
-    """Return the checked job of a TOML file with `--set` values laid over it."""
+    """Return the checked job of a file with `--set` values laid over it."""
+    tree = read(path)
+    for setting in settings:
+        put(tree, setting)
+    return check(tree, source=str(path), overridden=frozenset(s.path for s in settings))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the raw tree of a job file: TOML, or JSON where its name ends in .json, as sweeps write it."""
+    form, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such job file.") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not valid {form}: {error}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
-    for setting in settings:
-        _put(tree, setting)
-    return check(tree, source=str(path), overridden=frozenset(s.path for s in settings))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {tree!r}; expected a job's tables.")
+    return tree
 
 
 def check(tree: Mapping[str, Any], *, source: str, overridden: frozenset[tuple[str, ...]] = frozenset()) -> Config:
@@ -259,12 +269,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _put(tree: dict[str, Any], setting: Setting) -> None:
+def put(tree: dict[str, Any], setting: Setting, source: str = "--set") -> None:
+    """Lay one value over a raw tree, in place; ConfigError where its path leads through a value."""
     node = tree
     for part in setting.path[:-1]:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{'.'.join(setting.path)}: {part} is a value, not a table. (From --set)")
+            raise ConfigError(f"{'.'.join(setting.path)}: {part} is a value, not a table. (From {source})")
         node = child
     node[setting.path[-1]] = setting.value
 

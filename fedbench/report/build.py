@@ -14,7 +14,7 @@ from fedbench.report.arms import Arm, cumulative, group, rounds_done
 from fedbench.report.looks import DARK, LIGHT, Theme
 from fedbench.results import reader
 
-_NOT_RUNS = ("all.h5",)
+_COLLECTED = "all.h5"
 _BAD_FOLDER = "bad"
 _TOTALS = ("device_flops", "uplink_bytes", "round_s")
 _TITLE = "Federated fine-tuning, measured"
@@ -56,21 +56,27 @@ def build(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def load(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs of files and folders, and one sentence per file of a folder that can't be read."""
+    """Return the runs of files and folders, and one sentence per file of a folder that can't be read.
+
+    What a sweep has collected in one file adds the runs that have no file of their own here.
+    """
     runs: list[Run] = []
+    collected: list[Run] = []
     skipped: list[str] = []
     for path in paths:
         if not path.is_dir():
-            runs.append(reader.read(path))
+            (collected if path.name == _COLLECTED else runs).extend(reader.read_all(path))
             continue
         for file in sorted(path.rglob("*.h5")):
-            if file.name in _NOT_RUNS or _BAD_FOLDER in file.relative_to(path).parts:
+            if _BAD_FOLDER in file.relative_to(path).parts:
                 continue
             try:
-                runs.append(reader.read(file))
+                (collected if file.name == _COLLECTED else runs).extend(reader.read_all(file))
             except ResultError as error:
                 skipped.append(str(error))
-    return runs, skipped
+    known = {run.summary.run_id for run in runs}
+    added = {run.summary.run_id: run for run in collected if run.summary.run_id not in known}
+    return [*runs, *added.values()], skipped
 
 
 def rounds_csv(arms: Sequence[Arm]) -> str:

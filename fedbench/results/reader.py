@@ -28,6 +28,9 @@ from fedbench.results import schema, seal
 DEADLINE_S = 20.0
 _EXIT_NOT_READY = 3
 
+#: The group of a file of many runs that holds them, by run_id.
+COLLECTED = "runs"
+
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError)
 _CHILD = "import sys; from pathlib import Path; from fedbench.results import reader; reader.try_out(Path(sys.argv[1]))"
 
@@ -42,6 +45,14 @@ class Verdict(NamedTuple):
 
 def read(path: Path, deadline_s: float = DEADLINE_S) -> Run:
     """Return the run at `path`; ResultError where it is missing, damaged, incomplete or of another schema."""
+    runs = read_all(path, deadline_s)
+    if len(runs) != 1:
+        raise ResultError(f"{path}: holds {len(runs)} runs; expected one. `fedbench report` reads many.")
+    return runs[0]
+
+
+def read_all(path: Path, deadline_s: float = DEADLINE_S) -> list[Run]:
+    """Return the runs at `path`, be it a run file or what `results/collect.py` wrote; errors as those of `read`."""
     _judge(path, deadline_s, explain=True)
     return _read(path)
 
@@ -158,19 +169,11 @@ def _opened(path: Path) -> h5py.File:
     return file
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> list[Run]:
     try:
         with _opened(path) as file:
-            limit = path.stat().st_size
-            tables = {group: _table(file[group], group, limit) for group in schema.TABLES}
-            stored = {name: _scalar(file["summary"][name]) for name in file["summary"]}
-            run = Run(
-                config=json.loads(file.attrs["config"]),
-                provenance=json.loads(file.attrs["provenance"]),
-                summary=schema.summary_from(stored),
-                **tables,
-            )
-        schema.checked_tables(run)
+            places = list(file[COLLECTED].values()) if COLLECTED in file else [file]
+            return [_run(place, path.stat().st_size) for place in places]
     except _NotReady:
         raise
     except ValidationError as error:
@@ -179,6 +182,18 @@ def _read(path: Path) -> Run:
         raise ResultError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except _DAMAGE as error:
         raise ResultError(f"{path}: damaged: {error}.") from None
+
+
+def _run(place: h5py.Group, limit: int) -> Run:
+    tables = {group: _table(place[group], group, limit) for group in schema.TABLES}
+    stored = {name: _scalar(place["summary"][name]) for name in place["summary"]}
+    run = Run(
+        config=json.loads(place.attrs["config"]),
+        provenance=json.loads(place.attrs["provenance"]),
+        summary=schema.summary_from(stored),
+        **tables,
+    )
+    schema.checked_tables(run)
     return run
 
 

@@ -15,14 +15,21 @@ from typing import Any
 import numpy as np
 
 from fedbench.algorithms.agzo import AGZO
+from fedbench.algorithms.baffle import Baffle
 from fedbench.algorithms.base import Algorithm, Lab, Settings
 from fedbench.algorithms.bitfit import BitFit
 from fedbench.algorithms.cooperllm import CooperLLM
+from fedbench.algorithms.cooperllm_plus import CooperLLMPlus
+from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.fedavg_lora import FedAvgLora
+from fedbench.algorithms.fedkseed import FedKSeed
+from fedbench.algorithms.fedkseed_pro import FedKSeedPro
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.fedzo import FedZO
 from fedbench.algorithms.ferret import Ferret
+from fedbench.algorithms.fwdllm import FwdLLM
 from fedbench.algorithms.meerkat import Meerkat
 from fedbench.algorithms.public_only import PublicOnly
 from fedbench.algorithms.spry import Spry
@@ -45,7 +52,26 @@ from fedbench.zo.stream import Stream
 
 METHODS: dict[str, type[Algorithm]] = {
     method.name: method
-    for method in (FedAvg, FedAvgLora, BitFit, FedMeZO, FedSPZO, CooperLLM, PublicOnly, Meerkat, AGZO, Ferret, Spry)
+    for method in (
+        FedAvg,
+        FedAvgLora,
+        BitFit,
+        Ferret,
+        Spry,
+        FedMeZO,
+        FedZO,
+        FedKSeed,
+        FedKSeedPro,
+        FwdLLM,
+        DeComFL,
+        Baffle,
+        FedSPZO,
+        Meerkat,
+        AGZO,
+        CooperLLM,
+        CooperLLMPlus,
+        PublicOnly,
+    )
 }
 
 #: Rows of one public batch, and of one piece of a pass over the whole public set.

@@ -74,7 +74,7 @@ def enter(expected: int | None) -> Transport:
     launched = launched_size()
     if launched is None:
         return Loopback()
-    signal.signal(signal.SIGUSR2, lambda number, frame: _early_stops.append(number))
+    keep_early_stops(signal.SIGUSR2)
     _leave_pid()
     os.environ.setdefault(*_NO_CRASH_HANDLER)
     faulthandler.enable()
@@ -100,6 +100,12 @@ def enter(expected: int | None) -> Transport:
     from fedbench.comm.mpi import MpiTransport
 
     return MpiTransport(MPI.COMM_WORLD)
+
+
+def keep_early_stops(*numbers: signal.Signals) -> None:
+    """Keep a stop signal (or one of `numbers`) that comes from now on for the StopFlag that listens next."""
+    for number in numbers or STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: _early_stops.append(number))
 
 
 def library(transport: Transport) -> str:

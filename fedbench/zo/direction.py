@@ -50,6 +50,11 @@ def direction_key(seed: int, round_: int, step: int, device: int, p: int) -> tup
     return key(seed, "direction", round_, step, device, p)
 
 
+def shared_keys(seeds: np.ndarray, count: int) -> np.ndarray:
+    """Return the keys of `count` directions for each seed (uint64 [S]) that everybody was sent, uint64 [S * count, 2]."""
+    return as_keys([key(int(seed), "shared direction", p) for seed in seeds.view(np.int64) for p in range(count)])
+
+
 def as_keys(keys: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return keys as uint64 [K, 2]."""
     return np.array(keys, np.uint64).reshape(-1, 2)

@@ -31,6 +31,15 @@ Visit = Batch | State | torch.Tensor
 
 
 @dataclass(frozen=True)
+class Front:
+    """What tensors of the stages before `until` take instead, wherever a visit meets them (a tied one in the head)."""
+
+    until: int
+    direction: Direction
+    h: float
+
+
+@dataclass(frozen=True)
 class Probe:
     """What a visit perturbs with: w - walk, plus and minus h times the direction; one side is plus alone."""
 
@@ -38,6 +47,12 @@ class Probe:
     h: float
     walk: Terms = AT_WEIGHTS
     sides: int = 2
+    front: Front | None = None
+
+    def of(self, tensor: Tensor) -> tuple[Direction, float]:
+        """Return a tensor's direction and step."""
+        front = self.front
+        return (self.direction, self.h) if front is None or tensor.stage >= front.until else (front.direction, front.h)
 
 
 class Stream:
@@ -84,8 +99,9 @@ class Stream:
         batch = self.cut.residency.batch(batch)
         return batch if sides == 1 else _twice(batch)
 
-    def both(self, state: State) -> State:
+    def both(self, state: Visit) -> State:
         """Return the states of one stream as those of two, for two-sided probes that begin there."""
+        assert isinstance(state, State)
         rows = len(state.batch.ids)
         mask = state.mask
         if mask is not None and len(mask) == rows:
@@ -135,7 +151,7 @@ class Stream:
     def pair(self, tensor: Tensor, first: int, count: int, use: str) -> Pair:
         """Return both perturbed copies of a range, flat, in the scratch `use`; the next call with it overwrites them."""
         assert self._probe is not None
-        direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
+        (direction, h), walk = self._probe.of(tensor), self._probe.walk
         plus, minus = self._buffer(use + "+", count), self._buffer(use + "-", count)
         guide = direction.guide_flat(tensor.name)
         self._kernels.pair(
@@ -159,7 +175,7 @@ class Stream:
         With `columns` the tensor is taken as a matrix of that many columns.
         """
         assert self._probe is not None
-        direction, h, walk = self._probe.direction, self._probe.h, self._probe.walk
+        (direction, h), walk = self._probe.of(tensor), self._probe.walk
         columns = columns or tensor.size // tensor.parameter.shape[0]
         weight = tensor.flat.reshape(-1, columns)
         size = len(rows) * columns

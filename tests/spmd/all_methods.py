@@ -49,6 +49,8 @@ HARD: dict[str, Any] = {
 #: Architectures of transformers: a decoder with tied embeddings in micro-batches, an encoder with padding.
 OPT: dict[str, Any] = PLAIN | {"model": {"name": "shape:opt-tiny", "micro_batch": 2}}
 ROBERTA: dict[str, Any] = PLAIN | {"model": {"name": "shape:roberta-tiny", "trainable": "full"}}
+#: Settings that keep a method's runs short and lose nothing of what is compared.
+SHORT: dict[str, dict[str, Any]] = {"fwdllm": {"max_directions": 2}}
 VARIANTS = {"plain": PLAIN, "hard": HARD, "opt": OPT, "roberta": ROBERTA}
 STOPPED = "stopped"
 
@@ -57,7 +59,7 @@ def job(method: str, variant: dict[str, Any], ranks: int) -> Job:
     """Return the job of a method in a variant on a number of ranks."""
     tree = copy.deepcopy(variant)
     tree["run"]["ranks"] = ranks
-    tree["method"] = {"name": method}
+    tree["method"] = {"name": method, method: SHORT.get(method, {})}
     return resolve(config.check(tree, source="all_methods.py"), "all_methods.py")
 
 

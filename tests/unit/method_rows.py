@@ -6,6 +6,7 @@ A new method gets a row here; `test_methods.py` holds every row against real rou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,18 @@ import torch
 from tinyruns import drawn
 
 from fedbench.algorithms.base import Round
+from fedbench.base import rng
 from fedbench.base.arrays import Arrays
-from fedbench.base.rng import key
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
+from fedbench.zo.direction import shared_keys
 
-SCALAR = 4  # bytes of one number on the wire
+SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
 DENSITY = 0.02  # of meerkat's mask
+K = 4  # BAFFLE's directions
+MORE = 2  # directions that FwdLLM's devices are asked for again in every step
+CANDIDATES, INDEX = 64, 2  # FedKSeed's directions, and bytes of the number of one
 
 COUNTED: dict[str, Any] = {
     "run.rounds": 5,
@@ -45,6 +50,7 @@ class Costs:
     def __init__(self, built: Built) -> None:
         self.built = built
         self.settings: Any = built.job.settings
+        self.round = 0
         self.entries = built.trainable.size  # d
         self.model_bytes = SCALAR * self.entries
         self.sampled = len(built.sampled(0))  # M
@@ -90,6 +96,13 @@ class Costs:
         matrices = sum(outputs * inputs for _, inputs, outputs in self.agzo_bases())
         return self.entries - matrices + sum(outputs * 4 for _, _, outputs in self.agzo_bases())
 
+    def drawn_candidates(self) -> int:
+        """Return how many of FedKSeed's candidates all devices draw together in `round`."""
+        run = self.built.job.config.run
+        devices = itertools.product(range(STEPS), self.built.sampled(self.round))
+        streams = [rng.generator(run.seed, "kseed", self.round, step, device) for step, device in devices]
+        return len({int(k) for stream in streams for k in stream.choice(CANDIDATES, PERTURBATIONS)})
+
     def entries_of(self, first: bool) -> int:
         """Return the trainable entries of block 1, or of block 2."""
         return sum(t.size for t in self.built.trainable if (t.stage < self.boundary) == first)
@@ -114,7 +127,8 @@ class Row:
     reply: Count
     device_flops: Count
     cloud_flops: Count
-    rebuilt: Count
+    #: None where it follows from what devices found.
+    rebuilt: Count | None
     replay: Replay | None
     exchanges: int = 1
     #: Whether the cloud plans in the first round alone.
@@ -126,22 +140,21 @@ class Row:
     settings: Mapping[str, Any] | None = None
 
 
+def isotropic(built: Built, key: np.ndarray) -> Weights:
+    """Return the direction of a key in float64, by tensor."""
+    return {name: torch.from_numpy(entries).double() for name, entries in drawn(built.trainable, key).items()}
+
+
 def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays, int, torch.Tensor, Weights, int]]:
     """Yield (round, plan, device's scalars' index k, scalars of the device, z by tensor, number of devices)."""
     method, lab = built.job.config.method_name, built.lab
-    settings: Any = built.job.settings
     for round_, plan, reply in entries:
         scalars = torch.from_numpy(reply["scalars"]).double()
         for device, row in zip(round_.devices, scalars, strict=True):
-            steps = (
-                range(lab.local_steps)
-                if method in ("fedmezo", "meerkat")
-                else range(round_.exchange, round_.exchange + 1)
-            )
-            count = settings.p1 * settings.p2 if method == "fedspzo" else lab.perturbations
-            for k, named in enumerate(lab.directions(round_.number, device, steps, count)):
-                z = {name: torch.from_numpy(entry).double() for name, entry in drawn(built.trainable, named).items()}
-                yield round_, plan, k, row, z, len(round_.devices)
+            whole_walk = method in ("fedmezo", "meerkat")
+            steps = range(lab.local_steps) if whole_walk else range(round_.exchange, round_.exchange + 1)
+            for k, key in enumerate(lab.directions(round_.number, device, steps, lab.perturbations)):
+                yield round_, plan, k, row, isotropic(built, key), len(round_.devices)
 
 
 def replay_fedmezo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
@@ -153,19 +166,31 @@ def replay_fedmezo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
 
 
 def replay_fedspzo(built: Built, w: Weights, entries: list[Entry]) -> Weights:
-    """Estimator A: z moves by all d v, y by the means over q of d times the first v of each p."""
+    """All estimators of fedspzo without probes: y <- y - lr mean_i g_y, z <- z - lr ratio mean_i g_z."""
     settings: Any = built.job.settings
-    boundary = len(built.cut.blocks)
+    estimator, p1, p2 = settings.estimator, 0 if settings.freeze_first else settings.p1, settings.p2
+    layers = len(built.cut.blocks)
+    boundary = settings.split % layers + 1 if settings.split < 0 else settings.split + 1
     stages = {t.name: t.stage for t in built.trainable}
-    for round_, _, k, d, v, devices in steps_of(built, entries):
-        for name in v:
-            if stages[name] >= boundary:
-                weight = settings.lr_ratio * d[k] / (devices * settings.p1 * settings.p2)
-            elif k % settings.p2 == 0:
-                weight = d[k : k + settings.p2].mean() / (devices * settings.p1)
-            else:
-                continue
-            w[name] = w[name] - round_.lr * weight * v[name]
+    chained = estimator in ("A", "Ac", "D")
+    for round_, _, reply in entries:
+        step = range(round_.exchange, round_.exchange + 1)
+        for device, row in zip(round_.devices, torch.from_numpy(reply["scalars"]).double(), strict=True):
+            keys = built.lab.directions(round_.number, device, step, p1 * p2 if chained else max(p1, p2))
+            draws = [isotropic(built, key) for key in keys]
+            d_y, d_z = (row, row) if estimator in ("A", "Ac") else (row[:p1], row[p1:])
+            for p in range(p1):
+                slope = d_y[p * p2 : (p + 1) * p2].mean() if estimator in ("A", "Ac") else d_y[p]
+                for name in (name for name in w if stages[name] < boundary):
+                    move = round_.lr * slope / (p1 * len(round_.devices))
+                    w[name] = w[name] - move * draws[p * p2 if chained else p][name]
+            for k, slope in enumerate(d_z):
+                first = k // p2 * p2
+                mean = d_z[first : first + p2].mean()
+                centred = (slope - mean) * p2 / (p2 - 1) if estimator == "Ac" else slope
+                for name in (name for name in w if stages[name] >= boundary):
+                    move = round_.lr * settings.lr_ratio * centred / (len(d_z) * len(round_.devices))
+                    w[name] = w[name] - move * draws[k][name]
     return w
 
 
@@ -224,7 +249,7 @@ def replay_ferret(built: Built, w: Weights, entries: list[Entry]) -> Weights:
         for coefs, places in zip(pool, ferret_packed([t.size for t in tensors]), strict=True):
             size = sum(tensors[place].size for place in places)
             for k, c in enumerate(coefs):
-                z = drawn(built.trainable, np.array(key(built.lab.seed, "ferret candidate", k), np.uint64))
+                z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "ferret candidate", k), np.uint64))
                 length = float(c.abs())
                 for name in (tensors[place].name for place in places):
                     step = settings.server_lr * c * min(1.0, settings.clip / max(length, 1e-30)) / size**0.5
@@ -241,6 +266,64 @@ AVERAGED = Row(
     rebuilt=nothing,
     replay=replay_means,
 )
+
+
+def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / P sum a z, with z from the seeds that travelled and a the means."""
+    count = built.lab.perturbations
+    for round_, plan, reply in entries:
+        a = reply["scalars"].reshape(-1).astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], count)):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / count * a[k] * torch.from_numpy(z).double()
+    return w
+
+
+def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean_k(D_k delta_k) / sigma^2 with delta = sigma z."""
+    sigma = built.lab.epsilon
+    for round_, plan, reply in entries:
+        d = reply["scalars"].astype(float)
+        for k, key in enumerate(shared_keys(plan["seeds"], len(d))):
+            for name, z in drawn(built.trainable, key).items():
+                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * torch.from_numpy(z).double() / sigma**2
+    return w
+
+
+def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w = w0 - lr sum_k A_k z_k, from the newest A and nothing before it."""
+    round_, _, reply = entries[-1]
+    for k in np.flatnonzero(reply["a"]):
+        z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
+        for name in w:
+            w[name] = w[name] - round_.lr * float(reply["a"][k]) * torch.from_numpy(z[name]).double()
+    return w
+
+
+def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr mean(a v) once all of a step has come; in odd rounds v is the nearest of 10 draws to the last mean."""
+    last = {name: torch.zeros_like(values) for name, values in w.items()}
+    for first in range(0, len(entries), MORE + 1):
+        step = entries[first : first + MORE + 1]
+        total, count, done = {name: torch.zeros_like(values) for name, values in w.items()}, 0, 0
+        for round_, _, reply in step:
+            at = range(round_.exchange // (MORE + 1), round_.exchange // (MORE + 1) + 1)
+            for device, row in zip(round_.devices, reply["scalars"].astype(float), strict=True):
+                for k, a in enumerate(row, start=done):
+                    tries = range(10 * k, 10 * k + 10) if round_.number % 2 else range(k, k + 1)
+                    keys = built.lab.directions(round_.number, device, at, tries.stop)[tries.start :]
+                    among = [drawn(built.trainable, key) for key in keys]
+                    for name in w:
+                        draws = [torch.from_numpy(z[name]).double() for z in among]
+                        v = max(draws, key=lambda z, name=name: float(z @ last[name]) / float(z.norm()))
+                        total[name] += a * v
+                    count += 1
+            done += reply["scalars"].shape[1]
+        last = {name: values / count for name, values in total.items()}
+        for name in w:
+            w[name] = w[name] - step[0][0].lr * last[name]
+    return w
+
 
 ROWS: dict[str, Row] = {
     "fedavg": AVERAGED,
@@ -298,12 +381,12 @@ ROWS: dict[str, Row] = {
         settings={"model.trainable": "full"},
     ),
     "fedspzo": Row(
-        uplink=lambda c: SCALAR * STEPS * P1 * P2,
+        uplink=lambda c: SCALAR * STEPS * (P1 + P2),
         plan=nothing,
-        reply=lambda c: SCALAR * c.sampled * STEPS * P1 * P2,
-        device_flops=lambda c: STEPS * 2 * P1 * (c.first + P2 * c.second),
+        reply=lambda c: SCALAR * c.sampled * STEPS * (P1 + P2),
+        device_flops=lambda c: STEPS * ((1 + P1) * c.forward + P2 * c.second),
         cloud_flops=nothing,
-        rebuilt=lambda c: c.sampled * STEPS * P1 * (c.entries_of(True) + P2 * c.entries_of(False)),
+        rebuilt=lambda c: c.sampled * STEPS * (P1 * c.entries_of(True) + P2 * c.entries_of(False)),
         replay=replay_fedspzo,
         exchanges=STEPS,
         settings={"method.fedspzo.lr_ratio": 1.7},
@@ -326,5 +409,67 @@ ROWS: dict[str, Row] = {
         cloud_flops=lambda c: 3 * c.public_forward,
         rebuilt=nothing,
         replay=None,
+    ),
+    "decomfl": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * PERTURBATIONS * c.entries,
+        replay=replay_decomfl,
+    ),
+    "baffle": Row(
+        uplink=lambda c: SCALAR * STEPS * K,
+        plan=lambda c: SEED * STEPS,
+        reply=lambda c: SCALAR * STEPS * K,
+        device_flops=lambda c: STEPS * (K + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=lambda c: STEPS * K * c.entries,
+        replay=replay_baffle,
+        exchanges=STEPS,
+        settings={"method.baffle.k": K},
+    ),
+    "fedzo": Row(
+        uplink=lambda c: c.model_bytes,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: STEPS * (PERTURBATIONS + 1) * c.forward,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
+    ),
+    "fedkseed": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=nothing,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.drawn_candidates() * c.entries,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed.candidates": CANDIDATES},
+    ),
+    "fedkseed_pro": Row(
+        uplink=lambda c: (SCALAR + INDEX) * STEPS * PERTURBATIONS,
+        plan=lambda c: SCALAR * CANDIDATES,
+        reply=lambda c: SCALAR * CANDIDATES,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=None,
+        replay=replay_fedkseed,
+        linear=False,
+        settings={"method.fedkseed_pro.candidates": CANDIDATES},
+    ),
+    "fwdllm": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + MORE),
+        plan=nothing,
+        reply=lambda c: SCALAR * c.sampled * STEPS * (PERTURBATIONS + MORE),
+        device_flops=lambda c: 2 * c.forward * STEPS * (PERTURBATIONS + MORE),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * (PERTURBATIONS + MORE) * c.entries * (11 if c.round % 2 else 1),
+        replay=replay_fwdllm,
+        exchanges=STEPS * (1 + MORE),
+        settings={"method.fwdllm.variance_threshold": 1e-30, "method.fwdllm.max_directions": MORE},
     ),
 }

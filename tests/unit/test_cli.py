@@ -134,7 +134,7 @@ def test_wrong_words_are_one_line_and_exit_2(call: Call, words: list[str], parts
     refused(call(*words), *parts)
 
 
-@pytest.mark.parametrize("verb", ["run", "show", "report", "methods"])
+@pytest.mark.parametrize("verb", ["run", "show", "report", "methods", "sweep"])
 def test_every_verb_has_help_with_an_example(call: Call, verb: str) -> None:
     told = call(verb, "--help")
     assert told.code == EXIT_OK

@@ -255,6 +255,17 @@ def test_files_that_can_not_be_read_are_config_errors(tmp_path: Path) -> None:
         load(tmp_path / "latin.toml")
 
 
+def test_a_job_in_json_is_the_job_in_toml(tmp_path: Path) -> None:
+    toml, other = tmp_path / "job.toml", tmp_path / "job.json"
+    toml.write_text(f"{NAMED}[run]\nrounds = 7\n")
+    other.write_text('{"method": {"name": "fedmezo"}, "run": {"rounds": 7}, "model": {"trainable": null}}')
+    assert load(other) == load(toml)
+    for text, said in (("{", "not valid JSON"), ("[1]", r"found \[1\]; expected a job's tables")):
+        other.write_text(text)
+        with pytest.raises(ConfigError, match=rf"job\.json: {said}"):
+            load(other)
+
+
 def test_a_tree_survives_json(tmp_path: Path) -> None:
     job = resolved(tmp_path, "[data]\ntext_columns = ['a']")
     tree = as_tree(job.config)

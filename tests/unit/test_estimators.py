@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tinycuts import ScoreCut, score_batch
+from tinycuts import ScoreCut, TwoBlockCut, score_batch
 from tinyruns import drawn, never
 
 from fedbench.algorithms.base import Algorithm, Lab, Round
@@ -18,14 +18,18 @@ from fedbench.algorithms.cooperllm import CooperLLM
 from fedbench.algorithms.cooperllm import Settings as CooperSettings
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedmezo import Settings as MezoSettings
+from fedbench.algorithms.fedspzo import FedSPZO
+from fedbench.algorithms.fedspzo import Settings as SplitSettings
 from fedbench.base.account import Meter
 from fedbench.base.arrays import Arrays
 from fedbench.base.errors import NumericsError
+from fedbench.models.cut import Cut
 from fedbench.models.trainable import select
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms
 from fedbench.zo.estimate import central
 from fedbench.zo.kernels import cpu
 from fedbench.zo.stream import Stream
+from fedbench.zo.twoblock import Estimator, derivatives, picks
 from fedbench.zo.update import subtract
 
 DRAWS = 10_000
@@ -35,7 +39,11 @@ NAME = "head.linear.weight"
 
 def make_lab(gradient: np.ndarray, *, count: int = 1, gaussian: bool = False, square: bool = False) -> Lab:
     """Return a lab whose loss is a constant plus gradient . w (minus the square of that over 2), on every device."""
-    cut = ScoreCut(-gradient, square=square)
+    return lab_of(ScoreCut(-gradient, square=square), count=count, gaussian=gaussian)
+
+
+def lab_of(cut: Cut, *, count: int = 1, gaussian: bool = False) -> Lab:
+    """Return a lab whose devices all have the same loss, that of a cut."""
     trainable, meter = select(cut, "full"), Meter()
     return Lab(
         seed=11,
@@ -104,6 +112,67 @@ def test_the_isotropic_estimate_is_unbiased_with_the_known_variance(gaussian: bo
     assert float(np.square(mean - g64).sum()) < (d + 1) * square / DRAWS * (1 + 3 * math.sqrt(2 / d))
     errors = np.square(each - g64).sum(1)
     assert within_three_sigma(errors, (d + 1 if gaussian else d - 1) * square)
+
+
+DY, DZ, P1, P2 = 7, 5, 2, 3
+G_Y, G_Z = a_gradient(DY, 1, 2.0), a_gradient(DZ, 2, 1.0)
+
+
+def two_block_estimates(
+    estimator: Estimator, g_y: np.ndarray, estimates: int, *, gaussian: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return independent estimates of g_y and G_Z, float64 [estimates, d]; their mean is the method's own update."""
+    lab = lab_of(TwoBlockCut(-g_y, -G_Z), gaussian=gaussian)
+    method = FedSPZO(SplitSettings(estimator=estimator, split=0, p1=P1, p2=P2, lr=1.0), lab)
+    round_ = Round(0, 0, tuple(range(estimates)), 1.0)
+    uploads = {device: method.local(round_, device, {}).arrays for device in round_.devices}
+    scalars = method.combine(round_, uploads).arrays["scalars"]
+    found: list[np.ndarray] = []
+    count = P1 * P2 if estimator in ("A", "Ac", "D") else max(P1, P2)
+    for block, tensor in enumerate(lab.trainable):
+        weights = derivatives(estimator, scalars, P1, P2)[block].astype(np.float64)
+        each = []
+        for device, row in enumerate(weights):
+            keys = picks(estimator, lab.directions(0, device, range(1), count), P1, P2)[block]
+            z = np.empty((len(keys), tensor.size), np.float32)
+            for out, stream in zip(z, cpu.stream_keys(np.ascontiguousarray(keys), tensor.key), strict=True):
+                cpu.draw(stream, 0, out, gaussian)
+            each.append(row @ z.astype(np.float64) / len(z))
+        found.append(np.array(each))
+    method.apply(round_, {}, {"scalars": scalars})
+    for tensor, each in zip(lab.trainable, found, strict=True):
+        np.testing.assert_allclose(-tensor.flat, np.mean(each, axis=0), atol=1e-4)
+    return found[0], found[1]
+
+
+def two_block_errors(estimator: str, *, gaussian: bool) -> tuple[float, float]:
+    """Return E|error|^2 of g_y and of g_z on a linear loss (methods.md 2.14; D + 1 for Gaussian, D - 1 for Rademacher)."""
+    y2, z2 = (float(np.square(g.astype(np.float64)).sum()) for g in (G_Y, G_Z))
+    own_y, own_z = ((d + (1 if gaussian else -1)) * square for d, square in ((DY, y2), (DZ, z2)))
+    if estimator in ("A", "Ac"):
+        error_y = (own_y + DY * z2 / P2) / P1
+        if estimator == "A":
+            return error_y, (own_z + DZ * y2) / (P1 * P2)
+        centred = 0.0 if gaussian else 2 / P2  # of E v^4 - 1 where the mean of P2 entries is taken off
+        return error_y, (own_z + centred * z2) / (P1 * (P2 - 1))
+    return own_y / P1, own_z / (P1 * P2 if estimator == "D" else P2)
+
+
+@DISTRIBUTIONS
+@pytest.mark.parametrize("estimator", ["A", "Ac", "B", "B1", "D"])
+def test_every_split_estimate_is_unbiased_with_the_known_second_moment(estimator: Estimator, gaussian: bool) -> None:
+    estimates = two_block_estimates(estimator, G_Y, 500, gaussian=gaussian)
+    expected = two_block_errors(estimator, gaussian=gaussian)
+    for each, g, error in zip(estimates, (G_Y, G_Z), expected, strict=True):
+        for direction in (g.astype(np.float64), np.random.default_rng(5).standard_normal(len(g))):
+            assert within_three_sigma(each @ direction, float(g @ direction))
+        assert within_three_sigma(np.square(each - g).sum(1), error)
+
+
+@pytest.mark.parametrize(("estimator", "free"), [("A", False), ("Ac", True), ("B", True), ("B1", True), ("D", True)])
+def test_block_ones_noise_is_absent_from_block_two_but_in_the_plain_chain(estimator: Estimator, free: bool) -> None:
+    plain, steep = (two_block_estimates(estimator, scale * G_Y, 20, gaussian=False)[1] for scale in (0.0, 5.0))
+    assert (float(np.abs(plain - steep).max()) < 1e-3) == free
 
 
 @pytest.mark.parametrize(("alpha", "beta", "gaussian"), [(0.5, 1.0, False), (0.9, 2.0, True)])

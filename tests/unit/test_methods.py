@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_rows import COUNTED, P1, P2, ROWS, STEPS, Costs, Entry
+from method_rows import COUNTED, ROWS, Costs, Entry
 from tinyruns import WORKING, Tiny, flat, make, make_job, never, same, weights, with_lab
 
 from fedbench.algorithms.base import CatchUp, Round, Settings
@@ -75,7 +75,8 @@ def test_flops_are_those_of_the_formulas(method: str) -> None:
     for outcome in Tiny(built).play(2):
         assert outcome.flops == ([row.device_flops(costs)] * 3 if built.algorithm.uses_devices else [])
         assert outcome.cloud_flops == (0 if row.once and outcome.number else row.cloud_flops(costs))
-        assert outcome.replay_ops == row.rebuilt(costs)
+        costs.round = outcome.number
+        assert row.rebuilt is None or outcome.replay_ops == row.rebuilt(costs)
         assert outcome.exchanges == row.exchanges
 
 
@@ -204,7 +205,10 @@ def test_fedspzo_with_one_direction_a_block_is_fedmezo_bit_for_bit() -> None:
     common = {"zo.perturbations": 4, "federation.batch_size": 2, "run.rounds": 4}
     mezo, split = (
         Tiny(make(method, common | {f"method.{method}.lr": 0.003, **more}))
-        for method, more in (("fedmezo", {}), ("fedspzo", {"method.fedspzo.p1": 4, "method.fedspzo.p2": 1}))
+        for method, more in (
+            ("fedmezo", {}),
+            ("fedspzo", {"method.fedspzo.estimator": "A", "method.fedspzo.p1": 4, "method.fedspzo.p2": 1}),
+        )
     )
     for number in range(4):
         (left,), (right,) = mezo.play(1), split.play(1)
@@ -212,21 +216,6 @@ def test_fedspzo_with_one_direction_a_block_is_fedmezo_bit_for_bit() -> None:
         assert left.flops == right.flops
         assert mezo.runner.trajectory.digest == split.runner.trajectory.digest, number
         assert same(weights(mezo.built.trainable), weights(split.built.trainable)), number
-
-
-@pytest.mark.parametrize(("split", "boundary"), [(-1, 6), (0, 1), (3, 4), (6, 7), (-6, 1)])
-def test_fedspzo_runs_block_one_once_for_each_of_its_own_directions(split: int, boundary: int) -> None:
-    built = make("fedspzo", COUNTED | FEDERATIONS["all"] | {"method.fedspzo.split": split, "model.trainable": "full"})
-    Tiny(built).play(1)
-    visits = 3 * STEPS * P1  # devices, local steps, directions; a visit is one + and one - forward
-    stages = built.cut.stages
-    assert built.lab.stream.block_runs == [visits] * boundary + [visits * P2] * (stages - boundary)
-
-
-@pytest.mark.parametrize("split", [7, -7])
-def test_fedspzo_refuses_a_split_outside_the_model(split: int) -> None:
-    with pytest.raises(ConfigError, match=rf"method\.fedspzo\.split: found {split}; allowed: -6 \.\. 6"):
-        make("fedspzo", {"method.fedspzo.split": split})
 
 
 def other_public(built: Built) -> Built:
@@ -388,7 +377,7 @@ def test_public_only_steps_on_the_cloud_and_leaves_devices_idle() -> None:
 def test_training_lowers_the_loss(method: str) -> None:
     """Not a claim about accuracy: a sign error anywhere would raise it."""
     changes = {"run.rounds": 6, "federation.batch_size": 16, "zo.perturbations": 2, "data.public_per_class": 16}
-    built = make(method, changes | {"method.cooperllm.lr": 0.2}, evaluated=64)
+    built = make(method, changes | {"method.cooperllm.lr": 0.2, "method.fwdllm.max_directions": 2}, evaluated=64)
     _, before = evaluate(built.cut, built.splits.dev)
     Tiny(built).play(6)
     assert evaluate(built.cut, built.splits.dev)[1] < before - 0.01
@@ -416,7 +405,7 @@ def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None
     assert min(found) > 0
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"cooperllm", "fedspzo"}))
+@pytest.mark.parametrize("method", sorted({name for name in METHODS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
 def test_the_rate_in_force_is_the_schedules(method: str) -> None:
     built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
     tiny = Tiny(built)

@@ -263,9 +263,8 @@ def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_
     good, bad = make_run(rounds=4), tmp_path / "runs" / "cut.h5"
     writer.write(tmp_path / "runs" / "good.h5", good)
     bad.write_bytes(b"cut")
-    for aside in ("bad/worse.h5", "all.h5"):
-        (tmp_path / "runs" / aside).parent.mkdir(exist_ok=True)
-        (tmp_path / "runs" / aside).write_bytes(b"not a run")
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "worse.h5").write_bytes(b"not a run")
     found, skipped = build.load([tmp_path])
     assert [run.summary.run_id for run in found] == [good.summary.run_id]
     assert len(skipped) == 1

@@ -33,6 +33,7 @@ CHANGES = {
     "federation.batch_size": 2,
     "federation.local_steps": 2,
     "method.fedspzo.p2": 2,
+    "method.fwdllm.max_directions": 2,
     "model.trainable": "bitfit",
 }
 #: Columns that depend on the clock, and are not part of any promise.

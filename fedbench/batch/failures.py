@@ -1,0 +1,52 @@
+"""Why runs of a sweep failed: `DIR/failures.jsonl`, the newest line of a run counts.
+
+A run that diverged is a result: run again it would diverge again, so it is not. Anything else that ends a run (killed,
+out of memory, no disk, missing data) may be mended and is tried again by the next submit.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from fedbench.base import fsio, identity
+
+NAME = "failures.jsonl"
+DIVERGED, FAILED = "diverged", "failed"
+
+#: The error that makes a failure a result: losses or weights left the finite numbers, or nothing but zeros came back.
+DIVERGENCE = "NumericsError"
+_SAID = "fedbench: "
+
+
+class Failure(NamedTuple):
+    """One failed run: `kind` is diverged or failed, `reason` one line."""
+
+    run_id: str
+    kind: str
+    reason: str
+
+
+def read(folder: Path) -> dict[str, Failure]:
+    """Return run_id -> its newest failure."""
+    path = folder / NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {failure.run_id: failure for failure in (Failure(**json.loads(line)) for line in lines)}
+
+
+def add(folder: Path, failure: Failure) -> None:
+    """Append a failure; only who holds the sweep's lock does this."""
+    path = folder / NAME
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    fsio.write_text(path, f"{before}{identity.canonical_json(failure._asdict())}\n")
+
+
+def of_log(text: str, status: str) -> tuple[str, str]:
+    """Return kind and reason by what a run printed; `status` stands in where it said nothing."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    numerical = [line for line in lines if f"{DIVERGENCE}: " in line]
+    if numerical:
+        return DIVERGED, numerical[0].partition(f"{DIVERGENCE}: ")[2]
+    said = [line.removeprefix(_SAID) for line in lines if line.startswith(_SAID)]
+    return FAILED, next(iter([*said[-1:], *lines[-1:]]), status)

@@ -1,0 +1,143 @@
+"""A sweep on disk: `DIR/manifest.jsonl`, one run a line, and where each run's files lie.
+
+A line holds the whole resolved config, so that it determines its run even after the job file or a default has
+changed. A manifest is written once and never edited; its line numbers are the task numbers of the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedbench.base import config, fsio, identity
+from fedbench.base.errors import ConfigError
+from fedbench.run.build import Job, resolve
+from fedbench.run.execute import Options
+
+NAME = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One planned run: `overrides` maps dotted keys to the values laid over the job, `config` is the resolved whole."""
+
+    number: int
+    run_id: str
+    overrides: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.config["method"]["name"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config["run"]["seed"])
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the run."""
+        return int(self.config["run"]["ranks"])
+
+    @property
+    def threads(self) -> int:
+        """Threads of a process."""
+        return int(self.config["run"]["threads"])
+
+    def job(self, source: str = NAME) -> Job:
+        """Return the job to run; ConfigError where this version of fedbench makes another run of the line."""
+        job = resolve(config.check(as_job_file(self.config), source=source), source)
+        if job.run_id != self.run_id:
+            raise ConfigError(
+                f"{source}: this version of fedbench makes {job.run_id} of the line of {self.run_id}: its keys or "
+                f"defaults have changed. Make the sweep anew in another folder."
+            )
+        return job
+
+    def text(self) -> str:
+        """Return the line as compact JSON."""
+        return identity.canonical_json(
+            {
+                "run_id": self.run_id,
+                "method": self.method,
+                "seed": self.seed,
+                "ranks": self.ranks,
+                "overrides": dict(self.overrides),
+                "config": dict(self.config),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A folder and its planned runs, in line order."""
+
+    folder: Path
+    lines: tuple[Line, ...]
+
+    def options(self, line: Line) -> Options:
+        """Return what the run is started with: it goes on from a checkpoint where there is one."""
+        return Options(self.folder, resume=self.has_checkpoint(line))
+
+    def run_file(self, line: Line) -> Path:
+        """Return where the run's file goes."""
+        return self.folder / "runs" / f"{line.run_id}.h5"
+
+    def has_checkpoint(self, line: Line) -> bool:
+        """Return whether the run can go on from a checkpoint."""
+        return (self.folder / "ckpt" / line.run_id / "LATEST").exists()
+
+    def log(self, line: Line) -> Path:
+        """Return where everything goes that the run prints."""
+        return self.folder / "logs" / f"{line.number}-{line.run_id}.log"
+
+
+def as_job_file(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resolved config in the form of a job file, the method's settings in a table of its name."""
+    method = tree["method"]
+    return {**tree, "method": {"name": method["name"], method["name"]: dict(method["settings"])}}
+
+
+def write(folder: Path, lines: Iterable[Line]) -> Sweep:
+    """Put a manifest into `folder`; one that is there already must be the same (ConfigError)."""
+    sweep = Sweep(folder, tuple(lines))
+    text = "".join(f"{line.text()}\n" for line in sweep.lines)
+    path = folder / NAME
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise ConfigError(
+                f"{path}: there is a manifest of another sweep, and a manifest is never changed. Allowed: the same "
+                f"sweep again, or another --out."
+            )
+        return sweep
+    fsio.write_text(path, text)
+    return sweep
+
+
+def read(folder: Path) -> Sweep:
+    """Return the sweep in `folder`; ConfigError where there is none or a line is not as it was written."""
+    path = folder / NAME
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such sweep; `fedbench sweep make` makes one.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}.") from None
+    return Sweep(folder, tuple(_line(number, text, f"{path} line {number}") for number, text in enumerate(texts)))
+
+
+def _line(number: int, text: str, where: str) -> Line:
+    try:
+        tree = json.loads(text)
+        line = Line(number, tree["run_id"], tree["overrides"], tree["config"])
+        named = identity.run_id(line.config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where}: no line of a manifest ({type(error).__name__}: {error}).") from None
+    if named != line.run_id:
+        raise ConfigError(f"{where}: names {line.run_id}, its config gives {named}; manifests are not edited.")
+    return line
