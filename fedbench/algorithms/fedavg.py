@@ -9,16 +9,16 @@ Devices weigh the same whatever their number of rows, as in every other method h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from fedbench.algorithms.averaging import ModelAveraging
 from fedbench.algorithms.backprop import Kind, descend
-from fedbench.algorithms.base import Algorithm, CatchUp, Reply, Round, StepSize, Upload
+from fedbench.algorithms.base import Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.arrays import Arrays
 
 
 class Settings(BaseSettings):
@@ -29,21 +29,13 @@ class Settings(BaseSettings):
     weight_decay: float = Field(0.0, ge=0, description="decay of the weights in a local step, times lr")
 
 
-class FedAvg(Algorithm):
+class FedAvg(ModelAveraging):
     """Local SGD by backpropagation, averaged: the reference that devices here can't afford."""
 
     name = "fedavg"
     summary = "backpropagation on devices, model averaging"
-    catch_up = CatchUp.REPLAY
     settings_type: ClassVar[type[BaseSettings]] = Settings
     settings: Settings
-
-    def _weights(self) -> Sequence[Unit]:
-        return [Unit(t.name, tuple(t.parameter.shape)) for t in self.lab.trainable]
-
-    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
-        """The change of every trainable tensor."""
-        return self._weights()
 
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return w_i - w after the local steps."""
@@ -51,22 +43,3 @@ class FedAvg(Algorithm):
         names = [t.name for t in self.lab.trainable]
         arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, change, strict=True)}
         return Upload(arrays, float(np.mean(losses)))
-
-    def reply_units(self, round_: Round) -> Sequence[Unit]:
-        """The mean change of every trainable tensor."""
-        return self._weights()
-
-    def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
-        """Return the mean change, summed in device order."""
-        total = {t.name: np.zeros(tuple(t.parameter.shape), np.float32) for t in self.lab.trainable}
-        for arrays in uploads.values():
-            for name in total:
-                total[name] += arrays[name]
-        for name in total:
-            total[name] /= np.float32(len(uploads))
-        return Reply(total)
-
-    def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
-        """w <- w + mean change."""
-        for tensor in self.lab.trainable:
-            tensor.add(reply[tensor.name])
