@@ -8,7 +8,18 @@ exactly zero: in the first local step B alone moves.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from fedbench.algorithms.base import Settings as BaseSettings
+from fedbench.algorithms.base import StepSize
 from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedavg import Settings as FedAvgSettings
+
+
+class Settings(FedAvgSettings):
+    """FedAvg's settings; matrices that start at zero want larger steps."""
+
+    lr: StepSize = 0.5
 
 
 class FedAvgLora(FedAvg):
@@ -18,3 +29,4 @@ class FedAvgLora(FedAvg):
     summary = "FedAvg of LoRA matrices, the model frozen"
     part = "lora"
     part_is_fixed = True
+    settings_type: ClassVar[type[BaseSettings]] = Settings

@@ -405,7 +405,7 @@ def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None
     assert min(found) > 0
 
 
-@pytest.mark.parametrize("method", sorted({name for name in METHODS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
+@pytest.mark.parametrize("method", sorted({name for name in ROWS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
 def test_the_rate_in_force_is_the_schedules(method: str) -> None:
     built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
     tiny = Tiny(built)
