@@ -7,7 +7,7 @@
             b_q = [block2(h0, z + eps v_q) - l0] / eps                                             P2 of them
     all:    c_j = mean_i s_ij d_i / b,  r_i = d_i - b sum_j s_ij c_j^(-i)   (c^(-i) over the other queries)
             k_j = max(0, 1 - var(c_j) / c_j^2)                              (1 with shrink = false)
-            w <- w - lr_guide sum_j k_j c_j V_j
+            w <- w - lr guide_ratio sum_j k_j c_j V_j
             y <- y - lr mean_i r_i e_i,   z <- z - lr lr_ratio mean_iq b_iq v_iq
 
 A guide of weight b (about 2, not sqrt(n)) leaves the isotropic signal alive, so private data go on teaching where the
@@ -38,11 +38,11 @@ class Settings(GuideSettings):
     """CooperLLM plus's settings."""
 
     lr: StepSize = 3e-4
-    lr_ratio: float = Field(60.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
-    lr_guide: float = Field(0.05, ge=0, description="step size along the guides; 0: no guidance (control)")
+    lr_ratio: float = Field(120.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
+    guide_ratio: float = Field(150.0, ge=0, description="step size along the guides over lr; 0: no guidance (control)")
     b: float = Field(2.0, gt=0, description="weight of each guide in a direction whose isotropic entries are of size 1")
     split: int = Field(-1, description="layers in block 1; negative counts from the end (-1: all but the last)")
-    p2: int = Field(32, ge=0, description="directions of block 2 in a step; 0: one block")
+    p2: int = Field(64, ge=0, description="directions of block 2 in a step; 0: one block")
     shrink: bool = Field(True, description="shorten each guide's step by how uncertain its coefficient is")
 
 
@@ -72,7 +72,7 @@ class CooperLLMPlus(ScalarMethod):
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """The guides, in the first exchange of a round that makes new ones."""
-        return self._guides.units(round_) if self.settings.lr_guide else ()
+        return self._guides.units(round_) if self.settings.guide_ratio else ()
 
     def plan(self, round_: Round) -> Arrays:
         """Return the guides at the present weights."""
@@ -114,10 +114,10 @@ class CooperLLMPlus(ScalarMethod):
         d, b = reply["scalars"][:, :count].astype(np.float64).reshape(-1), reply["scalars"][:, count:]
         keys = [self._keys(round_, device) for device in round_.devices]
         e, v = (np.concatenate([own[:n] for own in keys]) for n in (count, s.p2))
-        if s.lr_guide:
+        if s.guide_ratio:
             signs = np.concatenate([self._guides.signs(round_, device, alone=True) for device in round_.devices])
             c, shrunk, r = regressed(d, signs, s.b)
-            guide, factor = self._mixed(plan, round_.lr / s.lr * s.lr_guide * (shrunk if s.shrink else c))
+            guide, factor = self._mixed(plan, round_.lr * s.guide_ratio * (shrunk if s.shrink else c))
         else:
             r, guide, factor = d, None, 0.0
         y_terms = Terms(e, (round_.lr / len(r) * r).astype(np.float32), guide, factor)
@@ -134,7 +134,7 @@ class CooperLLMPlus(ScalarMethod):
         self._guides.restore(state)
 
     def _mixed(self, plan: Arrays, coef: np.ndarray) -> tuple[Arrays | None, float]:
-        return self._guides.span(plan).mix(coef) if self.settings.lr_guide else (None, 0.0)
+        return self._guides.span(plan).mix(coef) if self.settings.guide_ratio else (None, 0.0)
 
     def _keys(self, round_: Round, device: int) -> np.ndarray:
         """Return keys that serve e_p and v_q alike: no tensor is moved by both."""

@@ -219,6 +219,38 @@ def replay_meerkat(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_plus(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr guide_ratio k c V;  y <- y - lr mean_i r_i e_i;  z <- z - lr ratio mean b v, with loops for sums."""
+    settings: Any = built.job.settings
+    count, boundary = built.lab.perturbations, len(built.cut.blocks)
+    stages = {t.name: t.stage for t in built.trainable}
+    for round_, plan, reply in entries:
+        step = range(round_.exchange, round_.exchange + 1)
+        rows = torch.from_numpy(reply["scalars"]).double()
+        queries = []
+        for device, row in zip(round_.devices, rows, strict=True):
+            stream = rng.generator(built.job.config.run.seed, "guide signs", round_.number, round_.exchange, device)
+            signs = 1 - 2 * stream.integers(0, 2, (count, 1))[:, 0]
+            keys = built.lab.directions(round_.number, device, step, max(count, settings.p2))
+            draws = [isotropic(built, key) for key in keys]
+            queries += [(float(s), row[p], draws[p]) for p, s in enumerate(signs)]
+            for q in range(settings.p2):
+                for name in (name for name in w if stages[name] >= boundary):
+                    move = round_.lr * settings.lr_ratio * row[count + q] / (settings.p2 * len(rows))
+                    w[name] = w[name] - move * draws[q][name]
+        found = torch.stack([s * d / settings.b for s, d, _ in queries])
+        c, total = found.mean(), found.sum()
+        keep = max(0.0, 1 - float(found.var() / len(found) / c**2))
+        for i, (s, d, e) in enumerate(queries):
+            r = d - settings.b * s * (total - found[i]) / (len(found) - 1)
+            for name in (name for name in w if stages[name] < boundary):
+                w[name] = w[name] - round_.lr / len(found) * r * e[name]
+        for name in w:
+            guide = torch.from_numpy(plan[name].reshape(-1)).double()
+            w[name] = w[name] - round_.lr * settings.guide_ratio * keep * c * guide
+    return w
+
+
 def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w <- w + the change that travelled."""
     for _, _, reply in entries:
@@ -400,6 +432,17 @@ ROWS: dict[str, Row] = {
         rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.entries,
         replay=replay_cooperllm,
         exchanges=STEPS,
+    ),
+    "cooperllm_plus": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + P2),
+        plan=lambda c: c.model_bytes,
+        reply=lambda c: SCALAR * c.sampled * STEPS * (PERTURBATIONS + P2),
+        device_flops=lambda c: STEPS * ((1 + PERTURBATIONS) * c.forward + P2 * c.second),
+        cloud_flops=lambda c: 3 * c.public_forward,
+        rebuilt=lambda c: c.sampled * STEPS * (PERTURBATIONS * c.entries_of(True) + P2 * c.entries_of(False)),
+        replay=replay_plus,
+        exchanges=STEPS,
+        settings={"method.cooperllm_plus.p2": P2, "method.cooperllm_plus.shrink": True},
     ),
     "public_only": Row(
         uplink=nothing,
