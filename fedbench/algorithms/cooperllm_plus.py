@@ -38,11 +38,11 @@ class Settings(GuideSettings):
     """CooperLLM plus's settings."""
 
     lr: StepSize = 3e-4
-    lr_ratio: float = Field(120.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
+    lr_ratio: float = Field(60.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
     guide_ratio: float = Field(150.0, ge=0, description="step size along the guides over lr; 0: no guidance (control)")
     b: float = Field(2.0, gt=0, description="weight of each guide in a direction whose isotropic entries are of size 1")
     split: int = Field(-1, description="layers in block 1; negative counts from the end (-1: all but the last)")
-    p2: int = Field(64, ge=0, description="directions of block 2 in a step; 0: one block")
+    p2: int = Field(32, ge=0, description="directions of block 2 in a step; 0: one block")
     shrink: bool = Field(True, description="shorten each guide's step by how uncertain its coefficient is")
 
 
@@ -58,7 +58,7 @@ class CooperLLMPlus(ScalarMethod):
         super().__init__(settings, lab)
         s, layers = self.settings, len(lab.cut.blocks)
         first = s.split if s.split >= 0 else layers + s.split
-        if not 0 <= first <= layers:
+        if s.p2 and not 0 <= first <= layers:
             raise ConfigError(f"method.cooperllm_plus.split: found {s.split}; allowed: {-layers} .. {layers}.")
         self._boundary = first + 1 if s.p2 else lab.cut.stages
         self._y = [t for t in lab.trainable if t.stage < self._boundary]
