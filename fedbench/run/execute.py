@@ -6,11 +6,13 @@ agreed on, so that there is one message and one exit code.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from fedbench.base import account, identity, provenance
@@ -195,6 +197,21 @@ class Execution:
         inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
         for tensor in tensors:
             tensor.assign(inbox[tensor.name])
+        if star.transport.size > 1:
+            self._share_state(runner, Place(next_round, 0, -1, 0))
+
+    def _share_state(self, runner: Runner, place: Place) -> None:
+        """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
+        star, algorithm = runner.star, runner.built.algorithm
+        state = {name: np.ascontiguousarray(a) for name, a in algorithm.state().items()} if star.is_cloud else {}
+        table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
+        (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
+        units = [Unit("table", (size,), "|u1")]
+        told = star.down("state table", units, {"table": np.frombuffer(table, np.uint8)}, place)["table"].tobytes()
+        units = [Unit(name, tuple(shape), dtype) for name, shape, dtype in json.loads(told)]
+        inbox = star.down("state", units, state, place)
+        if not star.is_cloud:
+            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in units})
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:
