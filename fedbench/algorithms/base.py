@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fedbench.base.account import Meter
 from fedbench.base.arrays import Arrays, Unit
-from fedbench.base.config import Section
+from fedbench.base.job import Section
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable

@@ -34,8 +34,8 @@ from fedbench.algorithms.meerkat import Meerkat
 from fedbench.algorithms.public_only import PublicOnly
 from fedbench.algorithms.spry import Spry
 from fedbench.base import account, config, identity
-from fedbench.base.config import Config
 from fedbench.base.errors import ConfigError, nearest
+from fedbench.base.job import Config
 from fedbench.base.rng import generator
 from fedbench.codec import frame
 from fedbench.data.partition import batch_rows, partition, sampled_devices

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedbench.algorithms.base import Round
 from fedbench.algorithms.spry import Settings, Spry, groups
 from fedbench.base.account import Meter
-from fedbench.base.config import ModelSection
 from fedbench.base.errors import ConfigError, ModelError
+from fedbench.base.job import ModelSection
 from fedbench.models import parts
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import select
