@@ -18,7 +18,7 @@ from pydantic import Field
 
 from fedbench.base.account import Meter
 from fedbench.base.arrays import Arrays, Unit
-from fedbench.base.config import Section
+from fedbench.base.job import Section
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable
@@ -121,7 +121,7 @@ class Algorithm(ABC):
     part_is_fixed: ClassVar[bool] = False
     uses_devices: ClassVar[bool] = True
     #: How a device catches up with the rounds that it missed (methods.md 2.17).
-    catch_up: ClassVar[CatchUp] = CatchUp.REPLAY_OF_DEVICES
+    catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES
     settings_type: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: Settings, lab: Lab) -> None:

@@ -38,11 +38,15 @@ class Settings(GuideSettings):
     """CooperLLM plus's settings."""
 
     lr: StepSize = 3e-4
-    lr_ratio: float = Field(120.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
+    lr_ratio: float = Field(60.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
     guide_ratio: float = Field(150.0, ge=0, description="step size along the guides over lr; 0: no guidance (control)")
     b: float = Field(2.0, gt=0, description="weight of each guide in a direction whose isotropic entries are of size 1")
-    split: int = Field(-1, description="layers in block 1; negative counts from the end (-1: all but the last)")
-    p2: int = Field(64, ge=0, description="directions of block 2 in a step; 0: one block")
+    split: int | None = Field(
+        None,
+        description="layers in block 1, negative counts from the end; unset: all but a last layer that runs at one position "
+        "alone, else all (block 2 is the head)",
+    )
+    p2: int = Field(32, ge=0, description="directions of block 2 in a step; 0: one block")
     shrink: bool = Field(True, description="shorten each guide's step by how uncertain its coefficient is")
 
 
@@ -57,8 +61,8 @@ class CooperLLMPlus(ScalarMethod):
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:
         super().__init__(settings, lab)
         s, layers = self.settings, len(lab.cut.blocks)
-        first = s.split if s.split >= 0 else layers + s.split
-        if not 0 <= first <= layers:
+        first = self._late_split(lab) if s.split is None else s.split if s.split >= 0 else layers + s.split
+        if s.p2 and not 0 <= first <= layers:
             raise ConfigError(f"method.cooperllm_plus.split: found {s.split}; allowed: {-layers} .. {layers}.")
         self._boundary = first + 1 if s.p2 else lab.cut.stages
         self._y = [t for t in lab.trainable if t.stage < self._boundary]
@@ -69,6 +73,12 @@ class CooperLLMPlus(ScalarMethod):
                 "nothing to train; p2 = 0 trains one block."
             )
         self._guides = Guides(s, lab)
+
+    @staticmethod
+    def _late_split(lab: Lab) -> int:
+        """Return the layers in block 1 where block 2 is cheap: what lies behind runs at one position of a text."""
+        layers, trained = len(lab.cut.blocks), {t.stage for t in lab.trainable}
+        return layers if lab.cut.last is None and layers + 1 in trained else layers - 1
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """The guides, in the first exchange of a round that makes new ones."""

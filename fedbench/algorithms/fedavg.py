@@ -1,79 +1,45 @@
 """FedAvg with backpropagation on devices (methods.md 2.1).
 
-    device: w_i = w; repeat S: w_i <- w_i - lr grad f_i(w_i; B)
+    device: w_i = w; repeat S: w_i <- w_i - lr (grad f_i(w_i; B) + weight_decay w_i)
     cloud:  w <- w + mean_i (w_i - w)
 
-Devices weigh the same whatever their number of rows, as in every other method here.
+Devices weigh the same whatever their number of rows, as in every other method here. With
+`optimizer = adamw` the local steps are AdamW's, and its state is gone at the end of the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
+from pydantic import Field
 
-from fedbench.algorithms.base import Algorithm, CatchUp, Reply, Round, StepSize, Upload
+from fedbench.algorithms.averaging import ModelAveraging
+from fedbench.algorithms.backprop import Kind, descend
+from fedbench.algorithms.base import Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
-from fedbench.base.arrays import Arrays, Unit
-from fedbench.zo.guide import gradient
+from fedbench.base.arrays import Arrays
 
 
 class Settings(BaseSettings):
     """FedAvg's settings."""
 
     lr: StepSize = 0.1
+    optimizer: Kind = Field("sgd", description="rule of the local steps; adamw's state lasts one round")
+    weight_decay: float = Field(0.0, ge=0, description="decay of the weights in a local step, times lr")
 
 
-class FedAvg(Algorithm):
+class FedAvg(ModelAveraging):
     """Local SGD by backpropagation, averaged: the reference that devices here can't afford."""
 
     name = "fedavg"
     summary = "backpropagation on devices, model averaging"
-    catch_up = CatchUp.REPLAY
     settings_type: ClassVar[type[BaseSettings]] = Settings
-
-    def _weights(self) -> Sequence[Unit]:
-        return [Unit(t.name, tuple(t.parameter.shape)) for t in self.lab.trainable]
-
-    def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
-        """The change of every trainable tensor."""
-        return self._weights()
+    settings: Settings
 
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return w_i - w after the local steps."""
-        lab = self.lab
-        start = [p.detach().clone() for p in lab.trainable.parameters]
-        losses = []
-        for step in range(lab.local_steps):
-            loss, grads = gradient(lab.cut, lab.trainable, lab.private(round_.number, step, device), lab.meter)
-            losses.append(loss)
-            with torch.no_grad():
-                for parameter, grad in zip(lab.trainable.parameters, grads, strict=True):
-                    parameter.add_(grad, alpha=-round_.lr)
-        change = {}
-        for tensor, before in zip(lab.trainable, start, strict=True):
-            change[tensor.name] = (tensor.parameter.detach() - before).cpu().numpy()
-            with torch.no_grad():
-                tensor.parameter.copy_(before)
-        return Upload(change, float(np.mean(losses)))
-
-    def reply_units(self, round_: Round) -> Sequence[Unit]:
-        """The mean change of every trainable tensor."""
-        return self._weights()
-
-    def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
-        """Return the mean change, summed in device order."""
-        total = {t.name: np.zeros(tuple(t.parameter.shape), np.float32) for t in self.lab.trainable}
-        for arrays in uploads.values():
-            for name in total:
-                total[name] += arrays[name]
-        for name in total:
-            total[name] /= np.float32(len(uploads))
-        return Reply(total)
-
-    def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
-        """w <- w + mean change."""
-        for tensor in self.lab.trainable:
-            tensor.add(reply[tensor.name])
+        change, losses = descend(self.lab, round_, device, self.settings.optimizer, self.settings.weight_decay)
+        names = [t.name for t in self.lab.trainable]
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, change, strict=True)}
+        return Upload(arrays, float(np.mean(losses)))

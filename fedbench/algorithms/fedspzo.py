@@ -38,16 +38,19 @@ PROBE_STEP = 2.0
 class Settings(BaseSettings):
     """FedSPZO's settings."""
 
-    lr: StepSize = 2e-3
-    lr_ratio: float = Field(1.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
+    lr: StepSize = 1e-3
+    lr_ratio: float = Field(10.0, gt=0, description="step size of block 2 over that of block 1, which is lr")
     estimator: twoblock.Estimator = Field("B1", description="how directions of both blocks meet: A, Ac, B, B1 or D")
-    split: int = Field(-1, description="layers in block 1; negative counts from the end (-1: all but the last)")
+    split: int = Field(
+        -1,
+        description="layers in block 1; negative counts from the end (-1: all but the last); all: the head is block 2",
+    )
     p1: int = Field(1, ge=1, description="directions of block 1 in a step")
     p2: int = Field(6, ge=1, description="directions of block 2 (A, Ac, D: for each one of block 1); Ac needs 2")
     freeze_first: bool = Field(False, description="block 2 alone on clean activations (B1 without block 1's part)")
     auto: bool = Field(False, description="choose split, p2 and lr_ratio by probes (B1); given ones until they tell")
     reprobe: int = Field(25, ge=1, description="rounds from one probe to the next with auto")
-    probes: int = Field(4, ge=1, description="directions in each region that a device probes with auto")
+    probes: int = Field(2, ge=1, description="directions in each region that a device probes with auto")
 
 
 class FedSPZO(ScalarMethod):

@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedbench.algorithms.averaging import ModelAveraging
 from fedbench.algorithms.base import Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
-from fedbench.algorithms.fedavg import FedAvg
 from fedbench.algorithms.walk import local_steps
 from fedbench.base.arrays import Arrays
 from fedbench.zo import draw
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     b2: int = Field(0, ge=0, description="directions of a local step (the paper: 20); 0 is zo.perturbations")
 
 
-class FedZO(FedAvg):
+class FedZO(ModelAveraging):
     """Models travel as in FedAvg; what is saved is the backward pass."""
 
     name = "fedzo"

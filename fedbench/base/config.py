@@ -1,4 +1,4 @@
-"""The job file as frozen models: defaults < TOML < `--set`.
+"""From a job file to its frozen models (`job.py`): defaults < TOML < `--set`.
 
 An unknown key, a wrong type or a value that is not allowed is one ConfigError with
 the key's path, what was found, what is allowed, the nearest name and where it came
@@ -12,163 +12,14 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from fedbench.base.errors import ConfigError, nearest
+from fedbench.base.job import Config
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Base of all tables: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RunSection(Section):
-    """[run]"""
-
-    rounds: int = Field(100, ge=1, description="rounds to play")
-    seed: int = Field(0, ge=0, lt=2**31, description="the seed of every random stream")
-    eval_every: int = Field(1, ge=1, description="rounds between evaluations; the start and the last round always are")
-    target_accuracy: float | None = Field(None, ge=0, le=1, description="dev accuracy whose first round is recorded")
-    stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
-    threads: int = Field(1, ge=1, le=256, description="threads per rank")
-    ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
-
-
-class FederationSection(Section):
-    """[federation]"""
-
-    devices: int = Field(8, ge=1, description="devices in total")
-    sampled: int | None = Field(None, ge=1, description="devices that take part in a round; unset: all")
-    partition: Literal["iid", "dirichlet", "shards"] = Field("iid", description="how private rows are shared out")
-    alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet partition; small is uneven")
-    local_steps: int = Field(1, ge=1, description="steps of a device in one round")
-    batch_size: int = Field(16, ge=2, description="private rows of one step")
-
-    @model_validator(mode="after")
-    def _sampled_fits(self) -> FederationSection:
-        if self.sampled is not None and self.sampled > self.devices:
-            raise ValueError(f"sampled = {self.sampled} is more than devices = {self.devices}")
-        return self
-
-    @property
-    def sampled_devices(self) -> int:
-        """Devices that take part in one round."""
-        return self.devices if self.sampled is None else self.sampled
-
-
-class ModelSection(Section):
-    """[model]"""
-
-    name: str = Field(
-        "embedded", description="embedded, a folder, a hub id, package:NAME/SUBFOLDER, or shape:NAME (seeded weights)"
-    )
-    trainable: Literal["full", "bitfit", "lora", "adapter", "head"] | None = Field(
-        None, description="the part that is trained; unset: the method's own default"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="how frozen matrices are stored; what is trained, and all arithmetic, is float32"
-    )
-    device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="where weights lie and everything is computed; cuda: the ranks of a host share its GPUs"
-    )
-    mapped: bool = Field(False, description="keep weights in a file and the stage at hand alone in memory; same bits")
-    micro_batch: int = Field(0, ge=0, description="rows that a probe runs through a stage at a time; 0: all")
-
-    lora_rank: int = Field(8, ge=1, description="rank of LoRA's matrices")
-    lora_alpha: int = Field(16, ge=1, description="LoRA's scale times its rank")
-    adapter_reduction: int = Field(16, ge=1, description="width of the states over that of an adapter's bottleneck")
-
-    @model_validator(mode="after")
-    def _fits(self) -> ModelSection:
-        if self.micro_batch == 1:
-            raise ValueError("micro_batch = 1 would run single rows, which have other bits; allowed: 0, or from 2")
-        if self.mapped and self.dtype != "float32":
-            raise ValueError("mapped = true keeps float32 files; allowed with it: dtype = 'float32'")
-        if self.mapped and self.device != "cpu":
-            raise ValueError("mapped = true maps memory of the host; allowed with it: device = 'cpu'")
-        return self
-
-
-class DataSection(Section):
-    """[data]"""
-
-    private: str = Field(
-        "embedded", description="devices' data: embedded, a folder, a name under FEDBENCH_DATA, a hub id"
-    )
-    public: str = Field(
-        "embedded", description="the cloud's data: as private, or embedded:poor; equal to private: cut off it"
-    )
-    text_columns: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2)] = Field(
-        ("text", "text2"), description="column of the text, and of the second text of a pair where there is one"
-    )
-    label_column: str = Field("label", description="column of the integer label")
-    head: Literal["verbaliser", "prototype", "linear", "lm"] | None = Field(
-        None, description="what is read off; unset: verbaliser (causal models) or prototype; lm: next tokens"
-    )
-    template: str | None = Field(
-        None, description="a verbaliser's prompt; unset: {text} It was {mask}. (causal models: up to {mask})"
-    )
-    label_words: Annotated[tuple[str, ...] | None, Field(strict=False, min_length=2)] = Field(
-        None, description="a verbaliser's words, one token a class; unset: the classes' names in lower case"
-    )
-    max_length: int = Field(64, ge=4, description="tokens of a row at most")
-    public_per_class: int = Field(32, ge=1, description="public rows a class")
-    public_labels: Literal["given", "shuffled"] = Field(
-        "given", description="shuffled: the control without label information"
-    )
-
-
-class ZoSection(Section):
-    """[zo]"""
-
-    epsilon: float = Field(1e-3, gt=0, description="probing step per coordinate (root mean square)")
-    perturbations: int = Field(1, ge=1, description="directions of one local step")
-    distribution: Literal["rademacher", "gaussian"] = Field("rademacher", description="distribution of directions")
-
-
-class CommSection(Section):
-    """[comm]"""
-
-    codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
-    lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
-    deadline_s: float = Field(300.0, gt=0, description="longest wait for a message before all ranks end")
-
-
-class ResultsSection(Section):
-    """[results]"""
-
-    dir: str = Field("results", description="folder of run files and checkpoints")
-    checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: at a stop alone")
-
-
-class Config(Section):
-    """A whole job: one run."""
-
-    run: RunSection = RunSection()
-    federation: FederationSection = FederationSection()
-    model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
-    zo: ZoSection = ZoSection()
-    method: dict[str, Any]
-    comm: CommSection = CommSection()
-    results: ResultsSection = ResultsSection()
-
-    @property
-    def method_name(self) -> str:
-        """The active method."""
-        return str(self.method["name"])
-
-
-#: Keys that can't change a result; everything else is part of `run_id`.
-OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "comm.deadline_s"})
-
-#: Keys that change times and files but never the numbers of a run.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {"run.ranks", "model.mapped"}
 
 
 class Setting(NamedTuple):

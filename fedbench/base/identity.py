@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedbench.base.config import OUTSIDE_HASH
+from fedbench.base.job import OUTSIDE_HASH
 
 _DIGITS = 12
 

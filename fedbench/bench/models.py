@@ -8,7 +8,7 @@ import numpy as np
 
 from fedbench.base import config
 from fedbench.base.account import Meter
-from fedbench.base.config import DataSection, ModelSection
+from fedbench.base.job import DataSection, ModelSection
 from fedbench.base.rng import generator
 from fedbench.bench.harness import Options
 from fedbench.data.rows import Batch, Rows, Splits

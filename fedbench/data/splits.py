@@ -14,8 +14,8 @@ from typing import cast, get_args
 import numpy as np
 
 from fedbench.base import rng
-from fedbench.base.config import DataSection
 from fedbench.base.errors import ConfigError, DataError
+from fedbench.base.job import DataSection
 from fedbench.data import embedded
 from fedbench.data.clean import Pool
 from fedbench.data.load import find_folder, read

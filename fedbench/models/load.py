@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fedbench.base.config import DataSection
 from fedbench.base.errors import ConfigError, ModelError
+from fedbench.base.job import DataSection
 from fedbench.data.hashed import hashed_words
 from fedbench.data.prompt import Reading
 from fedbench.data.rows import Splits

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedbench.base.config import ModelSection
 from fedbench.base.errors import ModelError
+from fedbench.base.job import ModelSection
 from fedbench.base.rng import generator, tensor_key
 from fedbench.models.cut import Cut
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedbench.base.config import OUTSIDE_HASH, Config, as_tree, flatten
+from fedbench.base.config import as_tree, flatten
+from fedbench.base.job import OUTSIDE_HASH, Config
 from fedbench.base.records import Run
 from fedbench.report.units import setting
 

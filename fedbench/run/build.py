@@ -14,22 +14,28 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.algorithms.agzo import AGZO
 from fedbench.algorithms.baffle import Baffle
 from fedbench.algorithms.base import Algorithm, Lab, Settings
+from fedbench.algorithms.bitfit import BitFit
 from fedbench.algorithms.cooperllm import CooperLLM
 from fedbench.algorithms.cooperllm_plus import CooperLLMPlus
 from fedbench.algorithms.decomfl import DeComFL
 from fedbench.algorithms.fedavg import FedAvg
+from fedbench.algorithms.fedavg_lora import FedAvgLora
 from fedbench.algorithms.fedkseed import FedKSeed
 from fedbench.algorithms.fedkseed_pro import FedKSeedPro
 from fedbench.algorithms.fedmezo import FedMeZO
 from fedbench.algorithms.fedspzo import FedSPZO
 from fedbench.algorithms.fedzo import FedZO
+from fedbench.algorithms.ferret import Ferret
 from fedbench.algorithms.fwdllm import FwdLLM
+from fedbench.algorithms.meerkat import Meerkat
 from fedbench.algorithms.public_only import PublicOnly
+from fedbench.algorithms.spry import Spry
 from fedbench.base import account, config, identity
-from fedbench.base.config import Config
 from fedbench.base.errors import ConfigError, nearest
+from fedbench.base.job import Config
 from fedbench.base.rng import generator
 from fedbench.codec import frame
 from fedbench.data.partition import batch_rows, partition, sampled_devices
@@ -48,6 +54,10 @@ METHODS: dict[str, type[Algorithm]] = {
     method.name: method
     for method in (
         FedAvg,
+        FedAvgLora,
+        BitFit,
+        Ferret,
+        Spry,
         FedMeZO,
         FedZO,
         FedKSeed,
@@ -56,6 +66,8 @@ METHODS: dict[str, type[Algorithm]] = {
         DeComFL,
         Baffle,
         FedSPZO,
+        Meerkat,
+        AGZO,
         CooperLLM,
         CooperLLMPlus,
         PublicOnly,

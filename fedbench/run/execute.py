@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from safetensors.numpy import load, save
 
 from fedbench.base import account, identity, provenance
 from fedbench.base.arrays import Arrays, Unit
@@ -32,9 +31,6 @@ from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
 from fedbench.run.memory import Evaluating, Memory
 from fedbench.run.runner import Observer, Runner, weights_sha256
-
-#: The unit that brings a method's own state to all ranks when a run is taken up; no tensor has this name.
-_METHOD = "the method's state"
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -185,23 +181,20 @@ class Execution:
         """Bring all ranks to the newest checkpoint; without one the run starts fresh."""
         star, tensors = runner.star, runner.built.trainable
         checkpoint = store.newest() if star.is_cloud else None
-        method = np.empty(0, np.uint8)
-        if checkpoint is not None:
-            take_up(checkpoint, runner, metrics)
-            method = np.frombuffer(save(runner.built.algorithm.state()), np.uint8)
-        rounds = int(checkpoint.state["next_round"]) if checkpoint else 0
-        found, next_round, size = star.agree([int(checkpoint is not None), rounds, method.size], "resume")
+        found, next_round = star.agree(
+            [int(checkpoint is not None), int(checkpoint.state["next_round"]) if checkpoint else 0], "resume"
+        )
         if not found:
             if star.is_cloud:
                 launch.say("no checkpoint to resume from; starting fresh.")
             return
         runner.next_round = next_round
-        state: Arrays | None = None
+        weights: Arrays | None = None
         if checkpoint is not None:
-            state = {_METHOD: method, **{t.name: t.values() for t in tensors}}
-        units = [Unit(_METHOD, (size,), "|u1"), *(Unit(t.name, (t.size,)) for t in tensors)]
-        inbox = star.down("resume", units, state, Place(next_round, 0, -1, 0))
-        runner.built.algorithm.restore(load(inbox[_METHOD].tobytes()))
+            take_up(checkpoint, runner, metrics)
+            weights = {t.name: t.values() for t in tensors}
+        units = [Unit(t.name, (t.size,)) for t in tensors]
+        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
         for tensor in tensors:
             tensor.assign(inbox[tensor.name])
         if star.transport.size > 1:

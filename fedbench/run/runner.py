@@ -118,6 +118,9 @@ class Runner:
         lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
         outcome = Outcome(number, lr, devices=devices)
         replayed = algorithm.replay_ops
+        algorithm.cloud_loss = float(
+            "nan"
+        )  # of this round, so that a resumed run doesn't know less than a straight one
         plan: Arrays = {}
         again = True
         while again:

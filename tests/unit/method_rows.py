@@ -24,6 +24,7 @@ from fedbench.zo.direction import shared_keys
 
 SCALAR, SEED = 4, 8  # bytes of one number and of one seed on the wire
 STEPS, PERTURBATIONS, P1, P2, BATCH = 2, 3, 2, 3, 2
+DENSITY = 0.02  # of meerkat's mask
 K = 4  # BAFFLE's directions
 MORE = 2  # directions that FwdLLM's devices are asked for again in every step
 CANDIDATES, INDEX = 64, 2  # FedKSeed's directions, and bytes of the number of one
@@ -58,6 +59,42 @@ class Costs:
         self.boundary = len(built.cut.blocks)  # fedspzo's default split: all layers but the last stand in block 1
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
+
+    def spry_uplinks(self, number: int) -> list[int]:
+        """Return the bytes of each sampled device's tensors: one group a tensor, shared out in turn, shifted each round."""
+        sizes = [t.size for t in self.built.trainable]
+        each = -(-len(sizes) // self.sampled)
+        found = []
+        for place in range(self.sampled):
+            slot = (place + number) % self.sampled
+            owned = {(slot + turn * self.sampled) % len(sizes) for turn in range(each)}
+            found.append(SCALAR * sum(sizes[g] for g in owned))
+        return found
+
+    def ferret_groups(self) -> int:
+        """Return how many groups Ferret packs the tensors into."""
+        sizes = [t.size for t in self.built.trainable]
+        return len(ferret_packed(sizes))
+
+    def agzo_bases(self) -> list[tuple[int, int, int]]:
+        """Return (rows of H, inputs, outputs) of every matrix of the embedded model."""
+        last = f"blocks.{self.boundary - 1}."
+        found = []
+        for tensor in self.built.trainable:
+            if tensor.parameter.dim() == 2 and "tokens" not in tensor.name and "positions" not in tensor.name:
+                whole = last not in tensor.name or ".key." in tensor.name or ".value." in tensor.name
+                rows = BATCH * LENGTH if whole and "lm_head" not in tensor.name else BATCH  # the last layer is folded
+                found.append((rows, tensor.parameter.shape[1], tensor.parameter.shape[0]))
+        return found
+
+    def agzo_flops(self) -> float:
+        """Return the FLOPs of all bases of one batch: 3 power iterations of rank 4."""
+        return sum(3 * (4 * rows * inputs * 4 + 4 * inputs * 4**2) for rows, inputs, _ in self.agzo_bases())
+
+    def agzo_entries(self) -> int:
+        """Return the entries drawn for one direction."""
+        matrices = sum(outputs * inputs for _, inputs, outputs in self.agzo_bases())
+        return self.entries - matrices + sum(outputs * 4 for _, _, outputs in self.agzo_bases())
 
     def drawn_candidates(self) -> int:
         """Return how many of FedKSeed's candidates all devices draw together in `round`."""
@@ -94,6 +131,10 @@ class Row:
     rebuilt: Count | None
     replay: Replay | None
     exchanges: int = 1
+    #: Whether the cloud plans in the first round alone.
+    once: bool = False
+    #: Where devices send different amounts: the bytes of each sampled device in a round.
+    uplinks: Callable[[Costs, int], list[int]] | None = None
     #: Whether the method takes a step size that changes from round to round.
     linear: bool = True
     settings: Mapping[str, Any] | None = None
@@ -110,7 +151,8 @@ def steps_of(built: Built, entries: list[Entry]) -> Iterator[tuple[Round, Arrays
     for round_, plan, reply in entries:
         scalars = torch.from_numpy(reply["scalars"]).double()
         for device, row in zip(round_.devices, scalars, strict=True):
-            steps = range(lab.local_steps) if method == "fedmezo" else range(round_.exchange, round_.exchange + 1)
+            whole_walk = method in ("fedmezo", "meerkat")
+            steps = range(lab.local_steps) if whole_walk else range(round_.exchange, round_.exchange + 1)
             for k, key in enumerate(lab.directions(round_.number, device, steps, lab.perturbations)):
                 yield round_, plan, k, row, isotropic(built, key), len(round_.devices)
 
@@ -164,6 +206,19 @@ def replay_cooperllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def replay_meerkat(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w <- w - lr / (M P) sum a z, where z's j-th entry in a tensor belongs to the tensor's j-th masked place."""
+    mask = torch.zeros(built.trainable.size, dtype=torch.bool)
+    mask[torch.from_numpy(entries[0][1]["mask"].astype("int64"))] = True
+    sizes = [t.size for t in built.trainable]
+    inside = {t.name: part.nonzero()[:, 0] for t, part in zip(built.trainable, mask.split(sizes), strict=True)}
+    for round_, _, k, a, z, devices in steps_of(built, entries):
+        for name in z:
+            step = round_.lr * a[k] / (devices * built.lab.perturbations)
+            w[name] = w[name].index_add(0, inside[name], -step * z[name][: len(inside[name])])
+    return w
+
+
 def replay_plus(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w <- w - lr guide_ratio k c V;  y <- y - lr mean_i r_i e_i;  z <- z - lr ratio mean b v, with loops for sums."""
     settings: Any = built.job.settings
@@ -204,14 +259,55 @@ def replay_means(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     return w
 
 
+def ferret_packed(sizes: list[int]) -> list[list[int]]:
+    """Return the places of consecutive tensors in groups of about 0.9 times the median size."""
+    packed: list[list[int]] = []
+    room = 0.0
+    for place, size in enumerate(sizes):
+        if room <= 0:
+            packed.append([])
+            room = 0.9 * float(torch.tensor(sizes, dtype=torch.float64).quantile(0.5))
+        packed[-1].append(place)
+        room -= size
+    return packed
+
+
+def replay_ferret(built: Built, w: Weights, entries: list[Entry]) -> Weights:
+    """w_l <- w_l - server_lr sum_k clipped(pool[l, k]) z_k / sqrt(d_l)."""
+    settings: Any = built.job.settings
+    tensors = built.trainable.tensors
+    for _, _, reply in entries:
+        pool = torch.from_numpy(reply["pool"]).double()
+        for coefs, places in zip(pool, ferret_packed([t.size for t in tensors]), strict=True):
+            size = sum(tensors[place].size for place in places)
+            for k, c in enumerate(coefs):
+                z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "ferret candidate", k), np.uint64))
+                length = float(c.abs())
+                for name in (tensors[place].name for place in places):
+                    step = settings.server_lr * c * min(1.0, settings.clip / max(length, 1e-30)) / size**0.5
+                    w[name] = w[name] - step * torch.from_numpy(z[name]).double()
+    return w
+
+
+AVERAGED = Row(
+    uplink=lambda c: c.model_bytes,
+    plan=nothing,
+    reply=lambda c: c.model_bytes,
+    device_flops=lambda c: 3 * c.forward * STEPS,
+    cloud_flops=nothing,
+    rebuilt=nothing,
+    replay=replay_means,
+)
+
+
 def replay_decomfl(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w <- w - lr / P sum a z, with z from the seeds that travelled and a the means."""
     count = built.lab.perturbations
     for round_, plan, reply in entries:
         a = reply["scalars"].reshape(-1).astype(float)
         for k, key in enumerate(shared_keys(plan["seeds"], count)):
-            for name, z in drawn(built.trainable, key).items():
-                w[name] = w[name] - round_.lr / count * a[k] * torch.from_numpy(z).double()
+            for name, z in isotropic(built, key).items():
+                w[name] = w[name] - round_.lr / count * a[k] * z
     return w
 
 
@@ -221,8 +317,8 @@ def replay_baffle(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     for round_, plan, reply in entries:
         d = reply["scalars"].astype(float)
         for k, key in enumerate(shared_keys(plan["seeds"], len(d))):
-            for name, z in drawn(built.trainable, key).items():
-                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * torch.from_numpy(z).double() / sigma**2
+            for name, z in isotropic(built, key).items():
+                w[name] = w[name] - round_.lr / len(d) * d[k] * sigma * z / sigma**2
     return w
 
 
@@ -230,9 +326,9 @@ def replay_fedkseed(built: Built, w: Weights, entries: list[Entry]) -> Weights:
     """w = w0 - lr sum_k A_k z_k, from the newest A and nothing before it."""
     round_, _, reply = entries[-1]
     for k in np.flatnonzero(reply["a"]):
-        z = drawn(built.trainable, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
+        z = isotropic(built, np.array(rng.key(built.lab.seed, "candidate", int(k)), np.uint64))
         for name in w:
-            w[name] = w[name] - round_.lr * float(reply["a"][k]) * torch.from_numpy(z[name]).double()
+            w[name] = w[name] - round_.lr * float(reply["a"][k]) * z[name]
     return w
 
 
@@ -248,10 +344,11 @@ def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
                 for k, a in enumerate(row, start=done):
                     tries = range(10 * k, 10 * k + 10) if round_.number % 2 else range(k, k + 1)
                     keys = built.lab.directions(round_.number, device, at, tries.stop)[tries.start :]
-                    among = [drawn(built.trainable, key) for key in keys]
+                    among = [isotropic(built, key) for key in keys]
                     for name in w:
-                        draws = [torch.from_numpy(z[name]).double() for z in among]
-                        v = max(draws, key=lambda z, name=name: float(z @ last[name]) / float(z.norm()))
+                        v = max(
+                            (z[name] for z in among), key=lambda z, name=name: float(z @ last[name]) / float(z.norm())
+                        )
                         total[name] += a * v
                     count += 1
             done += reply["scalars"].shape[1]
@@ -262,15 +359,9 @@ def replay_fwdllm(built: Built, w: Weights, entries: list[Entry]) -> Weights:
 
 
 ROWS: dict[str, Row] = {
-    "fedavg": Row(
-        uplink=lambda c: c.model_bytes,
-        plan=nothing,
-        reply=lambda c: c.model_bytes,
-        device_flops=lambda c: 3 * c.forward * STEPS,
-        cloud_flops=nothing,
-        rebuilt=nothing,
-        replay=replay_means,
-    ),
+    "fedavg": AVERAGED,
+    "fedavg_lora": AVERAGED,
+    "bitfit": AVERAGED,
     "fedmezo": Row(
         uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
         plan=nothing,
@@ -279,6 +370,48 @@ ROWS: dict[str, Row] = {
         cloud_flops=nothing,
         rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.entries,
         replay=replay_fedmezo,
+    ),
+    "meerkat": Row(
+        uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
+        plan=lambda c: 4 * round(DENSITY * c.entries),
+        reply=lambda c: SCALAR * c.sampled * STEPS * PERTURBATIONS,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=lambda c: 3 * c.public_forward,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * round(DENSITY * c.entries),
+        replay=replay_meerkat,
+        once=True,
+        settings={"method.meerkat.density": DENSITY},
+    ),
+    "spry": Row(
+        uplink=lambda c: sum(c.spry_uplinks(0)) / c.sampled,
+        uplinks=Costs.spry_uplinks,
+        plan=nothing,
+        reply=lambda c: c.model_bytes,
+        device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
+        cloud_flops=nothing,
+        rebuilt=nothing,
+        replay=replay_means,
+    ),
+    "ferret": Row(
+        uplink=lambda c: (SCALAR + 4) * 2 * c.ferret_groups(),  # with 2 candidates every group is projected on both
+        plan=nothing,
+        reply=lambda c: SCALAR * 2 * c.ferret_groups(),
+        device_flops=lambda c: 3 * c.forward * STEPS + 2 * 2 * c.entries,
+        cloud_flops=nothing,
+        rebuilt=lambda c: 2 * c.entries,
+        replay=replay_ferret,
+        settings={"method.ferret.candidates": 2, "method.ferret.clip": 0.05},
+    ),
+    "agzo": Row(
+        uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + 4 * sum(inputs for _, inputs, _ in c.agzo_bases())),
+        plan=nothing,
+        reply=lambda c: STEPS * c.model_bytes,
+        device_flops=lambda c: STEPS * (c.forward * (1 + PERTURBATIONS) + c.agzo_flops()),
+        cloud_flops=nothing,
+        rebuilt=lambda c: c.sampled * STEPS * PERTURBATIONS * c.agzo_entries(),
+        replay=replay_means,
+        exchanges=STEPS,
+        settings={"model.trainable": "full"},
     ),
     "fedspzo": Row(
         uplink=lambda c: SCALAR * STEPS * (P1 + P2),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedbench.base import identity, records, rng
-from fedbench.base.config import Config, as_tree
+from fedbench.base.config import as_tree
+from fedbench.base.job import Config
 
 # method -> (accuracy reached, rounds to get there, uplink bytes a round, device FLOPs a round, cloud seconds)
 KINDS = {

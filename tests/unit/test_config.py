@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-from fedbench.base.config import (
-    OUTSIDE_HASH,
-    Setting,
-    as_tree,
-    check,
-    flatten,
-    load,
-    parse_setting,
-)
+from fedbench.base.config import Setting, as_tree, check, flatten, load, parse_setting
 from fedbench.base.errors import EXIT_USER, ConfigError
+from fedbench.base.job import OUTSIDE_HASH
 from fedbench.run.build import METHODS, Job, resolve
 
 NAMED = "[method]\nname = 'fedmezo'\n"

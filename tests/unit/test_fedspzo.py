@@ -144,7 +144,12 @@ def test_a_tied_tensor_takes_block_ones_direction_in_the_head_too(estimator: Any
         moved = {n: w + eps * (y * along[0][n] if stages[n] < boundary else z * along[1][n]) for n, w in start.items()}
         return plain_losses(plain, {n: w.astype(np.float32) for n, w in moved.items()}, batch)
 
-    one, both = (lambda y, z: (loss(y, z) - loss(0, 0)) / eps), (lambda y, z: (loss(y, z) - loss(-y, -z)) / (2 * eps))
+    def one(y: float, z: float) -> float:
+        return (loss(y, z) - loss(0, 0)) / eps
+
+    def both(y: float, z: float) -> float:
+        return (loss(y, z) - loss(-y, -z)) / (2 * eps)
+
     crossed = (loss(1, 1) + loss(1, -1) - loss(-1, 1) - loss(-1, -1)) / (4 * eps)
     other = (loss(1, 1) - loss(1, -1) + loss(-1, 1) - loss(-1, -1)) / (4 * eps)
     expected = {"A": [both(1, 1)], "B": [both(1, 0), both(0, 1)], "B1": [one(1, 0), one(0, 1)], "D": [crossed, other]}

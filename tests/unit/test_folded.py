@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.base.account import Meter
-from fedbench.base.config import ModelSection
 from fedbench.base.errors import ModelError
+from fedbench.base.job import ModelSection
 from fedbench.models import parts
 from fedbench.models.cut import Cut
 from fedbench.models.decoders import EmbeddedCut

@@ -262,6 +262,9 @@ RUNS = [
     ("fedspzo", {"method.fedspzo.p2": 2}),
     ("fedavg", {}),
     ("public_only", {}),
+    ("decomfl", {"federation.local_steps": 2}),
+    ("fedkseed_pro", {"method.fedkseed_pro.candidates": 8}),
+    ("fwdllm", {"method.fwdllm.max_directions": 1}),
 ]
 
 

@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from fedbench.base import config
-from fedbench.base.config import Config, Setting
+from fedbench.base.config import Setting
+from fedbench.base.job import Config
 from fedbench.run.build import METHODS, resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ from textsets import make_set, prompt_tokeniser, records
 from tinycuts import CAUSAL, KINDS, architecture, fill
 from tinyruns import Tiny, make_job, shrunk
 
-from fedbench.base.config import DataSection
 from fedbench.base.errors import ConfigError, ModelError
+from fedbench.base.job import DataSection
 from fedbench.data import embedded
 from fedbench.data.rows import Splits
 from fedbench.data.splits import load_splits

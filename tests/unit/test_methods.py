@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,15 +49,17 @@ def test_bytes_are_those_of_the_formulas(method: str, federation: str) -> None:
         reply += ID_BYTES * sampled
     last: dict[int, int] = {}
     for number, (found, devices) in enumerate(zip(tiny.metrics.rows[1:], tiny.metrics.device_rows, strict=True)):
-        assert devices["uplink_bytes"] == [up] * sampled
-        assert found["uplink_bytes"] == up
+        ups = row.uplinks(costs, number) if row.uplinks else [up] * sampled
+        assert devices["uplink_bytes"] == ups
+        assert found["uplink_bytes"] == (round(sum(ups) / sampled) if sampled else 0)
         downs = []
         for device in built.sampled(number):
             since = last.get(device)
-            missed = reply * (number - (since or 0)) + plan * (number if since is None else number - since - 1)
+            behind = range(0 if since is None else since + 1, number)
+            missed = reply * (number - (since or 0)) + plan * (sum(t == 0 for t in behind) if row.once else len(behind))
             if catch_up is CatchUp.NEWEST:
                 missed = reply if number else 0
-            downs.append(min(missed, model) + plan)
+            downs.append(min(missed, model) + (0 if row.once and number else plan))
             last[device] = number
         assert devices["downlink_bytes"] == downs
         assert devices["device"] == list(built.sampled(number))
@@ -71,7 +74,7 @@ def test_flops_are_those_of_the_formulas(method: str) -> None:
     costs = Costs(built)
     for outcome in Tiny(built).play(2):
         assert outcome.flops == ([row.device_flops(costs)] * 3 if built.algorithm.uses_devices else [])
-        assert outcome.cloud_flops == row.cloud_flops(costs)
+        assert outcome.cloud_flops == (0 if row.once and outcome.number else row.cloud_flops(costs))
         costs.round = outcome.number
         assert row.rebuilt is None or outcome.replay_ops == row.rebuilt(costs)
         assert outcome.exchanges == row.exchanges
@@ -103,8 +106,8 @@ def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) ->
     uploads = [built.algorithm.local(round_, device, plan) for device in round_.devices]
     assert same(weights(built.trainable), before)
     assert all(torch.equal(tensor, state[name]) for name, tensor in built.cut.state_dict().items())
-    for upload in uploads:
-        assert set(upload.arrays) == {unit.name for unit in built.algorithm.upload_units(round_, round_.devices[0])}
+    for device, upload in zip(round_.devices, uploads, strict=True):
+        assert set(upload.arrays) == {unit.name for unit in built.algorithm.upload_units(round_, device)}
         assert np.isfinite(upload.loss)
     assert not same(dict(uploads[0].arrays), dict(uploads[1].arrays)), "two devices sent the same"
 
@@ -198,13 +201,16 @@ def test_local_steps_walk_on_their_own_weights() -> None:
     assert walked[1] != stood[1]
 
 
+AS_MEZO = {"estimator": "A", "p1": 4, "p2": 1, "lr_ratio": 1.0}
+
+
 def test_fedspzo_with_one_direction_a_block_is_fedmezo_bit_for_bit() -> None:
     common = {"zo.perturbations": 4, "federation.batch_size": 2, "run.rounds": 4}
     mezo, split = (
         Tiny(make(method, common | {f"method.{method}.lr": 0.003, **more}))
         for method, more in (
             ("fedmezo", {}),
-            ("fedspzo", {"method.fedspzo.estimator": "A", "method.fedspzo.p1": 4, "method.fedspzo.p2": 1}),
+            ("fedspzo", {f"method.fedspzo.{key}": value for key, value in AS_MEZO.items()}),
         )
     )
     for number in range(4):
@@ -296,6 +302,47 @@ def test_fedavg_with_one_device_is_sgd(part: str, steps: int) -> None:
         np.testing.assert_allclose(flat(weights(built.trainable)), flat(expected), atol=2e-7)
 
 
+@pytest.mark.parametrize(("optimizer", "decay"), [("sgd", 0.1), ("adamw", 0.0), ("adamw", 0.1)])
+def test_fedavgs_optimisers_are_torchs(optimizer: str, decay: float) -> None:
+    settings = {"lr": 0.01, "optimizer": optimizer, "weight_decay": decay}
+    changes = {"federation.devices": 1, "federation.local_steps": 3, "model.trainable": "head"}
+    built = make("fedavg", changes | {f"method.fedavg.{key}": value for key, value in settings.items()})
+    other = copy.deepcopy(built.cut)
+    names = {t.name for t in built.trainable}
+    chosen = [p for name, p in other.named_parameters() if name in names]
+    for number in range(2):
+        kind: Any = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
+        optimiser = kind(chosen, lr=0.01, weight_decay=decay)  # a fresh one each round: its state is discarded
+        for step in range(3):
+            batch = built.lab.private(number, step, 0)
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(other(batch), batch.labels).backward()
+            optimiser.step()
+        Tiny(built).runner.play(number)
+    expected = {name: p.detach().numpy() for name, p in other.named_parameters() if name in names}
+    np.testing.assert_allclose(flat(weights(built.trainable)), flat(expected), atol=2e-5)
+
+
+@pytest.mark.parametrize(("method", "part"), [("fedavg_lora", "lora"), ("bitfit", "bitfit")])
+def test_a_methods_own_part_is_trained_whatever_the_job_names(method: str, part: str) -> None:
+    for named in ("full", "bitfit"):
+        built = make(method, {"model.trainable": named})
+        assert built.trainable.part == part
+        assert built.job.tree["model"]["trainable"] == part
+        assert built.job.config.model.trainable == named
+    mark = {"lora": "lora_", "bitfit": "bias"}[part]
+    assert all(mark in t.name or t.name.startswith("head.") for t in built.trainable)
+
+
+def test_lora_starts_where_the_first_matrix_has_no_gradient() -> None:
+    built = make("fedavg_lora", {"federation.devices": 1})
+    start = weights(built.trainable)
+    Tiny(built).play(1)
+    found = weights(built.trainable)
+    moved = {name: not np.array_equal(found[name], start[name]) for name in found}
+    assert moved == {name: "lora_A" not in name for name in moved}
+
+
 def test_fedavg_averages_models() -> None:
     built = make("fedavg", COUNTED | FEDERATIONS["all"])
     start = flat(weights(built.trainable))
@@ -361,7 +408,7 @@ def test_a_linear_rate_warms_up_and_falls_to_nearly_nothing(rounds: int) -> None
     assert min(found) > 0
 
 
-@pytest.mark.parametrize("method", sorted({name for name in METHODS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
+@pytest.mark.parametrize("method", sorted({name for name in ROWS if ROWS[name].linear} - {"cooperllm", "fedspzo"}))
 def test_the_rate_in_force_is_the_schedules(method: str) -> None:
     built = make(method, {"run.rounds": 20, f"method.{method}.lr": 0.002, f"method.{method}.schedule": "linear"})
     tiny = Tiny(built)

@@ -8,8 +8,8 @@ import torch
 from tinycuts import KINDS, architecture, batch_for, embedded_cut
 
 from fedbench.base.account import Meter
-from fedbench.base.config import ModelSection
 from fedbench.base.errors import ConfigError
+from fedbench.base.job import ModelSection
 from fedbench.models import parts
 from fedbench.models.cut import Cut
 from fedbench.models.narrow import narrow

@@ -7,7 +7,7 @@ import torch
 from tinycuts import batch_for, bert_cut, embedded_cut
 
 from fedbench.base.account import Meter
-from fedbench.base.config import ModelSection
+from fedbench.base.job import ModelSection
 from fedbench.models import parts
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable, select

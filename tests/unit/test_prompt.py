@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from textsets import make_set, prompt_tokeniser
 
-from fedbench.base.config import DataSection
 from fedbench.base.errors import ConfigError
+from fedbench.base.job import DataSection
 from fedbench.data.hashed import hashed_words
 from fedbench.data.prompt import Reading, prompt_of
 from fedbench.data.splits import load_splits

@@ -12,8 +12,8 @@ import pytest
 from realdata import data_folder, minilm_folder
 from textsets import NUMBER, make_set, make_tokeniser, read_set, records
 
-from fedbench.base.config import DataSection
 from fedbench.base.errors import ConfigError, DataError
+from fedbench.base.job import DataSection
 from fedbench.data.load import RawSplits
 from fedbench.data.splits import load_splits, prepare, shuffle_public
 from fedbench.data.tokenise import Tokeniser, load_tokeniser

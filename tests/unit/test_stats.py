@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedbench.base import identity, stats
-from fedbench.base.config import OUTSIDE_HASH, OUTSIDE_TRAJECTORY, Config, as_tree, flatten
+from fedbench.base.config import as_tree, flatten
+from fedbench.base.job import OUTSIDE_HASH, OUTSIDE_TRAJECTORY, Config
 
 NAN = math.nan
 

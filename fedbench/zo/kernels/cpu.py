@@ -87,6 +87,8 @@ def _check(n: int, keys: U64, coef: F32, guide: F32, *outputs: F32) -> None:
 
 def stream_keys(direction_keys: U64, tensor_key: int) -> U64:
     """Return the stream keys uint64 [K, 2] of K directions uint64 [K, 2] in one tensor."""
+    if not len(direction_keys):
+        return direction_keys
     out = np.empty((len(direction_keys), 2), np.uint64)
     loops.stream_keys(False)(np.uint64(tensor_key), direction_keys, out)
     return out
