@@ -34,7 +34,7 @@ def smaller(peaks: Peaks) -> Mapping[str, Measured]:
 def peaks_of(shape: Shape, folder: Path) -> tuple[Peaks, dict[str, Any]]:
     """Return peak bytes by arm and repetition, and where they come from; what `folder` holds already is read.
 
-    Arms run in alternating order, as in `fedbench bench memory`.
+    Arms run in alternating order, as in `fedbench bench memory`; a quick look takes each once.
     """
     path = folder / f"{shape.model}-{shape.batch}x{shape.length}.json"
     if path.exists():
@@ -42,10 +42,10 @@ def peaks_of(shape: Shape, folder: Path) -> tuple[Peaks, dict[str, Any]]:
         return tree["peaks"], tree["provenance"]
     options = Options(shape.model, shape.batch, shape.length, threads=_THREADS)
     peaks: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for repetition in range(memory.REPEATS):
+    for repetition in range(1 if shape.quick else memory.REPEATS):
         for arm in ARMS if repetition % 2 == 0 else reversed(ARMS):
             peaks[arm].append(float(memory.measure(arm, options)["peak_bytes"]))
-    origin = provenance.collect({"end_utc": provenance.now()})
+    origin = provenance.collect({"ended": provenance.now()})
     fsio.write_text(path, json.dumps({"peaks": peaks, "provenance": origin}, indent=2) + "\n")
     return peaks, origin
 

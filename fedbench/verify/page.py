@@ -164,7 +164,7 @@ def _provenance(found: Sequence[Found], origins: Sequence[Mapping[str, Any]]) ->
     """Return when, with which commit and on which machine the runs were made."""
     trees = [run.provenance for at in found for runs in at.runs.values() for run in runs.values()] + list(origins)
     facts = {
-        "last run": max((str(tree.get("end_utc", "")) for tree in trees), default=""),
+        "last run": max((str(tree.get("ended", "")) for tree in trees), default=""),
         "commit": _joined(_commit(tree) for tree in trees),
         "processor": _joined(str(tree.get("cpu", "")) for tree in trees),
         "packages": _joined(
