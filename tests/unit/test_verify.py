@@ -14,9 +14,10 @@ import pytest
 
 from fedbench.__main__ import main
 from fedbench.base import config
-from fedbench.base.errors import EXIT_OK, EXIT_USER
+from fedbench.base.errors import EXIT_OK, EXIT_USER, DataError
 from fedbench.base.records import Run
-from fedbench.batch import lanes
+from fedbench.batch import lanes, manifest
+from fedbench.run.build import Built, Job
 from fedbench.verify import catalogue, command, cooperllm, fedspzo, memory, page, plus, run, table, tasks, traffic
 from fedbench.verify.claims import (
     NOT_REPRODUCED,
@@ -382,6 +383,41 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Task:
     others = [claim for claim in catalogue.CLAIMS if claim.why]
     monkeypatch.setattr(catalogue, "CLAIMS", (*claims, *others))
     return task
+
+
+def test_a_machine_without_the_data_says_so(
+    small: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(job: Job) -> Built:
+        raise DataError("FEDBENCH_DATA: no folder trec.")
+
+    monkeypatch.setattr(run, "construct", missing)
+    assert main(["verify", "cooperllm", "--quick", "--results", str(tmp_path)]) == EXIT_OK
+    told = " ".join(capsys.readouterr().out.split())
+    assert UNTESTED in told
+    assert "cooperllm has no run on embedded: FEDBENCH_DATA: no folder trec." in told
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_changed_job_replaces_the_manifest_and_keeps_what_was_run(small: Task, tmp_path: Path) -> None:
+    first, second = (
+        run.plans(
+            [dataclasses.replace(catalogue.CLAIMS[0], tasks=(dataclasses.replace(small, quick=Scale((2000,), n, 2)),))],
+            tmp_path,
+            quick=True,
+        )[0]
+        for n in (2, 3)
+    )
+    run.save(first)
+    kept = first.sweep.run_file(first.sweep.lines[0])
+    kept.parent.mkdir()
+    kept.write_bytes(b"a run")
+    run.save(first)
+    run.save(second)
+    assert manifest.read(tmp_path / "embedded").lines == second.sweep.lines
+    assert kept.read_bytes() == b"a run"
+    assert set(second.lines) == {"cooperllm", "public_only", "shuffled labels"}
+    assert {line.number for line in second.wanted.lines} == {0, 2, 3}
 
 
 def test_one_claim_from_end_to_end(small: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
