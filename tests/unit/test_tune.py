@@ -169,3 +169,9 @@ def test_the_command_prints_tables_of_the_job_file_and_runs_the_wider_grid(
 )
 def test_an_axis_goes_on_geometrically_behind_its_end(axis: list[float], best: float, found: list[float]) -> None:
     assert curves.beyond(axis, best) == found
+
+
+@pytest.mark.parametrize(("above", "best"), [(0.002, 0.022), (0.004, 0.046)])
+def test_of_accuracies_as_good_as_equal_the_smallest_step_is_taken(job: Path, above: float, best: float) -> None:
+    scores = {0.01: 0.7, 0.022: 0.9, 0.046: 0.9 + above, 0.1: 0.6}
+    assert tuned(grid_over(job, tuple(scores)), lambda line: scores[lr_of(line)])["best"]["lr"] == best
