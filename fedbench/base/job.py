@@ -23,6 +23,7 @@ class RunSection(Section):
     rounds: int = Field(100, ge=1, description="rounds to play")
     seed: int = Field(0, ge=0, lt=2**31, description="the seed of every random stream")
     eval_every: int = Field(1, ge=1, description="rounds between evaluations; the start and the last round always are")
+    eval_first: int = Field(0, ge=0, description="rounds from the start that are all evaluated, for arms that are fast")
     target_accuracy: float | None = Field(None, ge=0, le=1, description="dev accuracy whose first round is recorded")
     stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
     threads: int = Field(1, ge=1, le=256, description="threads per rank")

@@ -20,7 +20,7 @@ METHOD_ORDER = (
 )
 _SEED = "run.seed"
 _NAME = "method.name"
-_QUIET = ("run.eval_every", "run.rounds")
+_QUIET = ("run.eval_every", "run.eval_first", "run.rounds")
 
 
 @dataclass(frozen=True)

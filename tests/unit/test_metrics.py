@@ -57,8 +57,9 @@ def test_the_guards_count_survives_a_stop() -> None:
         other.metrics._guard(Outcome(1, scalars=100, zero_scalars=100))
 
 
-def evaluated_rounds(every: int, rounds: int = 5) -> list[int]:
-    tiny = Tiny(make("fedmezo", QUICK | {"run.rounds": rounds, "run.eval_every": every}, evaluated=4))
+def evaluated_rounds(every: int, first: int = 0, rounds: int = 5) -> list[int]:
+    changes = {"run.rounds": rounds, "run.eval_every": every, "run.eval_first": first}
+    tiny = Tiny(make("fedmezo", QUICK | changes, evaluated=4))
     tiny.run()
     assert [row["round"] for row in tiny.metrics.rows] == list(range(-1, rounds))
     for row in tiny.metrics.rows:
@@ -72,6 +73,13 @@ def evaluated_rounds(every: int, rounds: int = 5) -> list[int]:
 )
 def test_the_start_every_so_many_rounds_and_the_end_are_evaluated(every: int, rounds: list[int]) -> None:
     assert evaluated_rounds(every) == rounds
+
+
+@pytest.mark.parametrize(
+    ("every", "first", "rounds"), [(9, 2, [-1, 0, 1, 4]), (2, 3, [-1, 0, 1, 2, 3, 4]), (4, 1, [-1, 0, 3, 4])]
+)
+def test_the_first_rounds_can_all_be_evaluated(every: int, first: int, rounds: list[int]) -> None:
+    assert evaluated_rounds(every, first) == rounds
 
 
 def test_an_evaluation_is_that_of_the_plain_model_and_changes_nothing() -> None:

@@ -80,7 +80,8 @@ class Metrics:
             "apply_s": seconds("apply"),
         }
         last = outcome.number + 1 == self._config.run.rounds
-        if last or (outcome.number + 1) % self._config.run.eval_every == 0:
+        done, run = outcome.number + 1, self._config.run
+        if last or done <= run.eval_first or done % run.eval_every == 0:
             row |= self._evaluated()
         self.rows.append(row)
         self.device_rows.append(
