@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedbench.verify import paired, race
 from fedbench.verify.claims import Claim, Found, Goal, Measured, Untold
-from fedbench.verify.tasks import BASELINES, BUDGETS, POOR, SST2, TREC
+from fedbench.verify.tasks import ABLATION, BASELINES, BUDGETS, POOR, SST2, TREC
 
 _OURS, _UNIT = "cooperllm_plus", "cooperllm"
 _TASKS = (POOR, TREC, SST2)
@@ -72,7 +72,7 @@ CLAIMS = (
         "nothing; cooperllm_plus is fedbench's own",
         Goal("above CooperLLM at every budget", 0.0, "points", 0.0),
         _TASKS,
-        (_OURS, _UNIT),
+        (_OURS, _UNIT, *(arm.name for arm in ABLATION)),
         over_cooperllm,
     ),
     Claim(
