@@ -31,7 +31,7 @@ from fedbench.verify.claims import (
     Untold,
     judge,
 )
-from fedbench.verify.tasks import EMBEDDED, POOR, Scale, Task
+from fedbench.verify.tasks import EMBEDDED, GUIDED, POOR, Scale, Task
 from tests.unit.synthetic_runs import make_run
 
 SMALL_PROCESS = str(Path(__file__).with_name("small_process.py"))
@@ -214,10 +214,10 @@ def test_plus_counts_the_smallest_lead_over_all_budgets() -> None:
         cooperllm=unit,
         cooperllm_plus=ours,
         public_only=[made([0.75] * 15 + [0.85] * 26, flops=0.0)],
-        fedzo=[made([0.6] * 41 + [0.79] * 40)],
-        baffle=[made([0.7] * 30)],
+        fedmezo=[made([0.6] * 41 + [0.79] * 40)],
+        fwdllm=[made([0.7] * 30)],
     )
-    # at 10, 20, 40 rounds: plus .8 .8 .8; cooper .6 .7 .7; public .75 .85 .85; fedzo .6 .6 .79, baffle .7 then ended
+    # at 10, 20, 40 rounds: plus .8 .8 .8; cooper .6 .7 .7; public .75 .85 .85; fedmezo .6 .6 .79, fwdllm .7 then ended
     for measure, expected in ((plus.over_cooperllm, 10.0), (plus.over_public_only, -5.0), (plus.over_zo, 1.0)):
         value = measure(at)
         assert isinstance(value, Measured)
@@ -374,7 +374,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Task:
     """The first task at the size of a test: 1 seed, 2 rounds, few rows to evaluate, and no other task."""
     monkeypatch.setattr(lanes, "WORKER", (SMALL_PROCESS,))
     monkeypatch.delenv("FEDBENCH_DATA", raising=False)
-    task = dataclasses.replace(EMBEDDED, quick=Scale((2000,), 2, 2, guided_first=2))
+    task = dataclasses.replace(EMBEDDED, quick=Scale((2000,), 2, 2, guided_first=2, arms=GUIDED))
     claims = [
         dataclasses.replace(claim, tasks=(task,))
         for claim in catalogue.CLAIMS
@@ -402,7 +402,11 @@ def test_a_machine_without_the_data_says_so(
 def test_a_changed_job_replaces_the_manifest_and_keeps_what_was_run(small: Task, tmp_path: Path) -> None:
     first, second = (
         run.plans(
-            [dataclasses.replace(catalogue.CLAIMS[0], tasks=(dataclasses.replace(small, quick=Scale((2000,), n, 2)),))],
+            [
+                dataclasses.replace(
+                    catalogue.CLAIMS[0], tasks=(dataclasses.replace(small, quick=Scale((2000,), n, 2, arms=GUIDED)),)
+                )
+            ],
             tmp_path,
             quick=True,
         )[0]
