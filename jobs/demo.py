@@ -43,7 +43,8 @@ class Arm(NamedTuple):
 ARMS = (
     Arm("fedmezo", 80, 5),
     Arm("cooperllm", 25, 1),
-    Arm("fedspzo", 32, 4),
+    Arm("fedspzo", 16, 1),
+    Arm("cooperllm_plus", 16, 1),
     Arm("fedmezo", 40, 4, ("method.fedmezo.lr=0.0046",)),
     Arm("fedavg", 20, 2),
     Arm("public_only", 20, 1),
@@ -51,6 +52,7 @@ ARMS = (
     Arm("cooperllm", 20, 5, ("data.public=embedded:poor",)),
     Arm("public_only", 20, 5, ("data.public=embedded:poor",)),
     Arm("fedmezo", 40, 10, ("data.public=embedded:poor",)),
+    Arm("cooperllm_plus", 16, 4, ("data.public=embedded:poor",)),
 )
 
 #: Columns that the tables need where nothing tells how wide the terminal is.

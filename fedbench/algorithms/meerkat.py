@@ -113,8 +113,6 @@ class Meerkat(ScalarMethod):
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """w <- w - lr / (M P) sum_isp a_isp z_isp, on m alone."""
         self._take(plan)
-        if round_.number > 0:
-            self.cloud_loss = float("nan")  # of the first round alone
         lab = self.lab
         a = reply["scalars"]
         keys = [lab.directions(round_.number, d, range(lab.local_steps), lab.perturbations) for d in round_.devices]
