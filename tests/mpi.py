@@ -29,6 +29,8 @@ REQUIRE_VARIABLE = "FEDBENCH_REQUIRE_MPI"
 #: Variables of the surrounding shell that would reach into a job.
 _FOREIGN = ("OMPI_COMM_WORLD", "PMI_", "PMIX_", "SLURM_", "FEDBENCH_FAULT", "PYTHONPATH")
 _MARK = "FEDBENCH_TEST_JOB"
+#: What prterun of Open MPI 5 says, rarely, on a machine that is busy: no rank was started.
+_NEVER_STARTED = "The PMIx server's listener thread failed to start"
 _RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -165,8 +167,9 @@ def run(
     environment: Mapping[str, str] | None = None,
     deadline_s: float = DEADLINE_S,
 ) -> Ended:
-    """Run a job to its end."""
-    return Job(command, folder, environment).wait(deadline_s)
+    """Run a job to its end; once more where Open MPI's launcher gave up before it had started a rank."""
+    ended = Job(command, folder, environment).wait(deadline_s)
+    return Job(command, folder, environment).wait(deadline_s) if _NEVER_STARTED in ended.err else ended
 
 
 def _read(path: str) -> bytes:

@@ -42,6 +42,7 @@ class Star:
         self._deadline_s = deadline_s
         self._buffers: dict[tuple[object, ...], np.ndarray] = {}
         self._sending: dict[tuple[object, ...], list[Request]] = {}
+        self._receiving: dict[tuple[object, ...], Request] = {}
         self._moves = 0
 
     @property
@@ -72,8 +73,11 @@ class Star:
         inbox = Inbox(self, units, places, self.transport.name_of(0))
         if hosting:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
+                self._settle(slot)
                 buffer = self._buffer(("in", *slot), frame.bound(unit))
-                inbox.put(index, buffer, self.transport.receive(buffer, 0, self._tag(_DOWN, index)))
+                request = self.transport.receive(buffer, 0, self._tag(_DOWN, index))
+                self._receiving[slot] = request
+                inbox.put(index, buffer, request)
         if self.is_cloud:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
@@ -143,10 +147,12 @@ class Star:
             return self.transport.agree(values, self._deadline_s, what)
 
     def finish(self) -> None:
-        """Complete every send; raise WireError if a message was started and never met."""
+        """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
         for requests in self._sending.values():
             self.wait(requests, "its own messages to be taken")
         self._sending.clear()
+        for slot in list(self._receiving):
+            self._settle(slot)
         if self.transport.open_requests:
             raise WireError(f"{self.transport.open_requests} messages are still open at the end of the run.")
 
@@ -157,6 +163,12 @@ class Star:
         me = self.transport.name_of(self.transport.rank)
         with self.clock.span("wait"):
             self.transport.wait(requests, self._deadline_s, lambda _: f"{me} still waits for {what}.")
+
+    def _settle(self, slot: tuple[object, ...]) -> None:
+        """Wait for what was sent down last in a slot: a rank whose devices sit a round out may never have read it."""
+        request = self._receiving.pop(slot, None)
+        if request is not None:
+            self.wait([request], f"the last {slot[0]} from the cloud")
 
     def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""

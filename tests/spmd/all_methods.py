@@ -30,6 +30,7 @@ STOP_ROUND = 1
 PLAIN: dict[str, Any] = {
     "run": {"rounds": ROUNDS, "seed": 3, "eval_every": 2},
     "federation": {"devices": 4, "partition": "dirichlet", "alpha": 0.5, "batch_size": 4},
+    "data": {"public_per_class": 8},
     "comm": {"deadline_s": 60.0},
 }
 #: More devices than take part, several local steps and directions, Gaussian, compressed: all state that a stop can lose.
@@ -43,6 +44,7 @@ HARD: dict[str, Any] = {
         "batch_size": 4,
         "local_steps": 2,
     },
+    "data": {"public_per_class": 8},
     "zo": {"perturbations": 2, "distribution": "gaussian"},
     "comm": {"lz4": True, "deadline_s": 60.0},
 }
@@ -50,7 +52,12 @@ HARD: dict[str, Any] = {
 OPT: dict[str, Any] = PLAIN | {"model": {"name": "shape:opt-tiny", "micro_batch": 2}}
 ROBERTA: dict[str, Any] = PLAIN | {"model": {"name": "shape:roberta-tiny", "trainable": "full"}}
 #: Settings that keep a method's runs short and lose nothing of what is compared.
-SHORT: dict[str, dict[str, Any]] = {"fwdllm": {"max_directions": 2}}
+SHORT: dict[str, dict[str, Any]] = {
+    "fwdllm": {"max_directions": 1},
+    "baffle": {"k": 3},
+    "ferret": {"candidates": 12},
+    "cooperllm_plus": {"p2": 4},
+}
 VARIANTS = {"plain": PLAIN, "hard": HARD, "opt": OPT, "roberta": ROBERTA}
 STOPPED = "stopped"
 

@@ -123,7 +123,7 @@ def two_block_estimates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return independent estimates of g_y and G_Z, float64 [estimates, d]; their mean is the method's own update."""
     lab = lab_of(TwoBlockCut(-g_y, -G_Z), gaussian=gaussian)
-    method = FedSPZO(SplitSettings(estimator=estimator, split=0, p1=P1, p2=P2, lr=1.0), lab)
+    method = FedSPZO(SplitSettings(estimator=estimator, split=0, p1=P1, p2=P2, lr=1.0, lr_ratio=1.0), lab)
     round_ = Round(0, 0, tuple(range(estimates)), 1.0)
     uploads = {device: method.local(round_, device, {}).arrays for device in round_.devices}
     scalars = method.combine(round_, uploads).arrays["scalars"]
