@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from fedbench.verify import paired, race
 from fedbench.verify.claims import Claim, Found, Goal, Measured, Untold
-from fedbench.verify.tasks import ABLATION, BEST_BASELINES, BUDGETS, POOR, SST2, TREC
+from fedbench.verify.tasks import ABLATION, BEST_BASELINES, BUDGETS, EMBEDDED, POOR, SST2, TREC
 
 _OURS, _UNIT = "cooperllm_plus", "cooperllm"
-_TASKS = (POOR, TREC, SST2)
+_TASKS = (EMBEDDED, POOR, TREC, SST2)
 
 
 def over_public_only(found: Found) -> Measured | Untold:
