@@ -38,16 +38,19 @@ class Arm(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
+#: Arms that are fast are looked at after each of their first rounds.
+FIRST = ("run.eval_first=8",)
+
 #: Longest first, so that the two lanes end together. FedMeZO stands twice: with the step size that gives the best
 #: mean dev accuracy, and with the one of the same grid that reaches the target first (docs/demo.md).
 ARMS = (
     Arm("fedmezo", 80, 5),
-    Arm("cooperllm", 25, 1),
-    Arm("fedspzo", 16, 1),
-    Arm("cooperllm_plus", 16, 1),
+    Arm("cooperllm", 25, 5, FIRST),
+    Arm("fedspzo", 16, 4, FIRST),
+    Arm("cooperllm_plus", 16, 4, FIRST),
     Arm("fedmezo", 40, 4, ("method.fedmezo.lr=0.0046",)),
     Arm("fedavg", 20, 2),
-    Arm("public_only", 20, 1),
+    Arm("public_only", 20, 5, FIRST),
     Arm("cooperllm", 20, 5, ("data.public_labels=shuffled",)),
     Arm("cooperllm", 20, 5, ("data.public=embedded:poor",)),
     Arm("public_only", 20, 5, ("data.public=embedded:poor",)),
