@@ -31,6 +31,7 @@ from fedbench.base.errors import ConfigError
 from fedbench.zo.direction import Direction, Terms
 from fedbench.zo.estimate import forward, regressed
 from fedbench.zo.stream import Front, Probe
+from fedbench.zo.twoblock import layers_before
 from fedbench.zo.update import subtract
 
 
@@ -60,11 +61,9 @@ class CooperLLMPlus(ScalarMethod):
 
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:
         super().__init__(settings, lab)
-        s, layers = self.settings, len(lab.cut.blocks)
-        first = self._late_split(lab) if s.split is None else s.split if s.split >= 0 else layers + s.split
-        if s.p2 and not 0 <= first <= layers:
-            raise ConfigError(f"method.cooperllm_plus.split: found {s.split}; allowed: {-layers} .. {layers}.")
-        self._boundary = first + 1 if s.p2 else lab.cut.stages
+        s = self.settings
+        first = self._first_block(lab) if s.p2 else lab.cut.stages - 1
+        self._boundary = first + 1
         self._y = [t for t in lab.trainable if t.stage < self._boundary]
         self._z = [t for t in lab.trainable if t.stage >= self._boundary]
         if s.p2 and not self._z:
@@ -74,10 +73,11 @@ class CooperLLMPlus(ScalarMethod):
             )
         self._guides = Guides(s, lab)
 
-    @staticmethod
-    def _late_split(lab: Lab) -> int:
-        """Return the layers in block 1 where block 2 is cheap: what lies behind runs at one position of a text."""
+    def _first_block(self, lab: Lab) -> int:
+        """Return the layers in block 1; unset, block 2 is cheap: it runs at one position of a text."""
         layers, trained = len(lab.cut.blocks), {t.stage for t in lab.trainable}
+        if self.settings.split is not None:
+            return layers_before(self.settings.split, layers, "method.cooperllm_plus.split")
         return layers if lab.cut.last is None and layers + 1 in trained else layers - 1
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:

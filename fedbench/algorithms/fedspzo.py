@@ -64,9 +64,7 @@ class FedSPZO(ScalarMethod):
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:
         super().__init__(settings, lab)
         s, layers = self.settings, len(lab.cut.blocks)
-        first = s.split if s.split >= 0 else layers + s.split
-        if not 0 <= first <= layers:
-            raise ConfigError(f"method.fedspzo.split: found {s.split}; allowed: {-layers} .. {layers}.")
+        first = twoblock.layers_before(s.split, layers, "method.fedspzo.split")
         if s.estimator == "Ac" and s.p2 < 2:
             raise ConfigError(f"method.fedspzo.p2: found {s.p2}; estimator Ac centres over q and needs at least 2.")
         if (s.auto or s.freeze_first) and (s.estimator != "B1" or s.auto == s.freeze_first):

@@ -47,6 +47,7 @@ def _answer(sweep: Sweep, line: Line) -> dict[str, Any]:
     execution = Execution(transport, Memory())
 
     def body() -> int:
+        """Return the run's exit code, and keep the error that it ended with."""
         try:
             return execution(lambda _: line.job(), sweep.options(line))
         except FedbenchError as error:

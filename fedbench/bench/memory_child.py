@@ -125,6 +125,7 @@ def _zeroth(job: Mapping[str, Any], cut: Cut, batch: Batch) -> Step:
     stream = Stream(cut, trainable, account.Meter(), gaussian=False, micro_batch=job["micro_batch"])
 
     def step(number: int) -> float:
+        """Take a zeroth-order step; return its mean loss."""
         keys = as_keys([direction_key(0, number, 0, 0, 0)])
         plus, minus = stream.losses(batch, Direction(keys[0]), _EPSILON)
         coef = np.array([_LR * (plus - minus) / (2 * _EPSILON)], np.float32)
@@ -146,6 +147,7 @@ def _backprop(job: Mapping[str, Any], cut: Cut, batch: Batch) -> Step:
             setattr(block, "forward", _recomputed(block.forward))  # noqa: B010  (an instance takes another forward)
 
     def step(number: int) -> float:
+        """Take a step by backpropagation; return its loss."""
         optimiser.zero_grad()
         loss = F.cross_entropy(cut(batch), batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]

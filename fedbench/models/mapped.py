@@ -61,6 +61,7 @@ class Mapped(Residency):
         self._address = flat.ctypes.data
 
         def values_of(parameter: nn.Parameter) -> torch.Tensor:
+            """Return a parameter's place in the file, with its values."""
             start, count = spans[id(parameter)]
             values = torch.from_numpy(flat[start // 4 : start // 4 + count]).view(parameter.shape)
             if not parameter.is_meta:

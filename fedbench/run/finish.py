@@ -67,8 +67,7 @@ def assemble(
     runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, provenance: Mapping[str, Any]
 ) -> records.Run:
     """Return the complete record of a run on rank 0."""
-    built, star = runner.built, runner.star
-    job, rows = built.job, metrics.rows
+    rows = metrics.rows
     rounds = {
         name: np.array([row.get(name, _missing(column)) for row in rows], np.dtype(column.dtype))
         for name, column in records.ROUND_COLUMNS.items()
@@ -80,6 +79,23 @@ def assemble(
         )
         for name, column in records.DEVICE_COLUMNS.items()
     }
+    return records.Run(
+        config=dict(runner.built.job.tree),
+        provenance=dict(provenance),
+        summary=_summary(runner, metrics, ranks, stop_reason, rounds),
+        rounds=rounds,
+        devices=devices,
+        memory=memory_columns(ranks.memory, apart=ranks.apart),
+        spans=ranks.spans,
+    )
+
+
+def _summary(
+    runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, rounds: Mapping[str, np.ndarray]
+) -> records.Summary:
+    """Return a run's figures from its columns, and close its trajectory with the last weights."""
+    built, star = runner.built, runner.star
+    job = built.job
     weights = weights_sha256(built.trainable)
     runner.trajectory.join(b"end", bytes.fromhex(weights))
     played = rounds["round"] >= 0
@@ -87,7 +103,7 @@ def assemble(
     target = job.config.run.target_accuracy
     reached = rounds["round"][dev >= target] if target is not None else np.empty(0)
     up = int(rounds["uplink_bytes"].sum())
-    summary = records.Summary(
+    return records.Summary(
         run_id=job.run_id,
         method=job.config.method_name,
         complete=True,
@@ -114,15 +130,6 @@ def assemble(
         hidden_fraction=None,
         weights_sha256=weights,
         trajectory_sha256=runner.trajectory.digest.hex(),
-    )
-    return records.Run(
-        config=dict(job.tree),
-        provenance=dict(provenance),
-        summary=summary,
-        rounds=rounds,
-        devices=devices,
-        memory=memory_columns(ranks.memory, apart=ranks.apart),
-        spans=ranks.spans,
     )
 
 

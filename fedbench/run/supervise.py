@@ -62,6 +62,7 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
     asked, over = 0, threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        """Ask the ranks to stop at a round the first time, and end them the second."""
         nonlocal asked
         asked += 1
         if asked == 1:

@@ -56,6 +56,7 @@ class Span:
         tensors = {t.name: t for t in self.layout.trainable}
 
         def mixed(name: str) -> np.ndarray:
+            """Return one tensor of the sum."""
             tensor = tensors[name]
             first, *others = self.layout.of(tensor)
             total = float(coef[first]) * self.arrays[self.layout.name(first, tensor)]

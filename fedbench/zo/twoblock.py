@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from fedbench.base.errors import ConfigError
 from fedbench.data.rows import Batch
 from fedbench.zo.direction import Direction
 from fedbench.zo.estimate import central, forward
@@ -20,6 +21,14 @@ Estimator = Literal["A", "Ac", "B", "B1", "D"]
 
 #: Estimators in which every u_p has P2 directions v_pq of its own.
 CHAINED = ("A", "Ac", "D")
+
+
+def layers_before(split: int, layers: int, setting: str) -> int:
+    """Return the layers in block 1 from a setting that counts from the end where it is negative; ConfigError names it."""
+    first = split if split >= 0 else layers + split
+    if not 0 <= first <= layers:
+        raise ConfigError(f"{setting}: found {split}; allowed: {-layers} .. {layers}.")
+    return first
 
 
 def scalar_count(estimator: Estimator, p1: int, p2: int) -> int:

@@ -62,8 +62,11 @@ def lazy_kernel(*arguments: Any) -> Callable[[Any], Compiled]:
     """Make a function into one from `gaussian` to its kernel, compiled or read from the cache on the first call."""
 
     def wrap(function: Any) -> Compiled:
+        """Return the function that compiles once for each distribution."""
+
         @functools.cache
         def compiled(gaussian: bool) -> Any:
+            """Return the kernel for one distribution."""
             try:
                 return _compile(function, arguments, gaussian, cached=True)
             except (OSError, EOFError, RuntimeError, ValueError, pickle.PickleError) as error:
