@@ -8,8 +8,7 @@ compute on the first layer while the next ones are under way.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +18,7 @@ from fedbench.base.errors import WireError
 from fedbench.codec import frame
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
-
-#: Decoded copies that an inbox keeps at a time; views of raw frames cost nothing and are all kept.
-DECODED_UNITS = 2
+from fedbench.comm.inbox import Inbox
 
 _DOWN, _UP = 0, 1
 
@@ -70,7 +67,7 @@ class Star:
         hosting = self.transport.rank in self.peers
         slots = [(channel, index) for index in range(len(units))]
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, units, places, self.transport.name_of(0))
+        inbox = Inbox(self, self.codec, units, places, self.transport.name_of(0))
         if hosting:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
                 self._settle(slot)
@@ -173,7 +170,7 @@ class Star:
     def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""
         places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, units, places, sender)
+        inbox = Inbox(self, self.codec, units, places, sender)
         for index, unit in enumerate(units):
             buffer = self._buffer(("in up", slot, index), frame.bound(unit))
             tag = self._tag(_UP, index, slot)
@@ -198,68 +195,3 @@ class Star:
         Messages of one tag between two ranks keep their order, so tags may meet again in very large rounds.
         """
         return (((slot * _UNITS + index) * 2 + self._moves % 2) * 2 + way) % _TAGS
-
-
-class Inbox(Mapping[str, np.ndarray]):
-    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
-
-    def __init__(self, star: Star, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
-        self._star = star
-        self._units = units
-        self._places = places
-        self.sender = sender
-        self._index = {unit.name: index for index, unit in enumerate(units)}
-        self._frames: list[tuple[np.ndarray, Request | None]] = []
-        self._notes: dict[int, Note] = {}
-        self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
-
-    def put(self, index: int, buffer: np.ndarray, request: Request | None) -> None:
-        """Add the buffer of the next unit and the request that fills it (None: it is filled)."""
-        if index != len(self._frames):
-            raise WireError(f"Unit {index} put where {len(self._frames)} was next.")
-        self._frames.append((buffer, request))
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name in self._decoded:
-            return self._decoded[name]
-        index = self._index[name]
-        bytes_ = self._arrived(index)
-        with self._star.clock.span("decode"):
-            unit, codec = self._units[index], self._star.codec
-            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
-        self._notes[index] = note
-        self._decoded[name] = array
-        if codec != frame.RAW and len(self._decoded) > DECODED_UNITS:
-            self._decoded.popitem(last=False)
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._units)
-
-    @property
-    def requests(self) -> list[Request]:
-        """The receives that fill this inbox."""
-        return [request for _, request in self._frames if request is not None]
-
-    @property
-    def note(self) -> Note:
-        """The telemetry of the first unit."""
-        if 0 not in self._notes:
-            self[self._units[0].name]
-        return self._notes[0]
-
-    @property
-    def coded_bytes(self) -> int:
-        """Payload bytes as they travelled, headers excluded; waits for all units."""
-        return sum(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
-
-    def _arrived(self, index: int) -> np.ndarray:
-        buffer, request = self._frames[index]
-        if request is None:
-            return buffer
-        what = f"{self._units[index].name} of round {self._places[index].round} from {self.sender}"
-        self._star.wait([request], what)
-        return buffer[: request.received_bytes]

@@ -19,7 +19,8 @@ from fedbench.algorithms.base import Round
 from fedbench.base.arrays import Arrays
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
-from fedbench.comm.star import Inbox, Star
+from fedbench.comm.inbox import Inbox
+from fedbench.comm.star import Star
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 
