@@ -14,8 +14,8 @@ from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import HEADER_BYTES, LZ4, RAW, Note, Place
 from fedbench.comm.base import Missing, Request
-from fedbench.comm.loopback import Loopback
 from fedbench.comm.inbox import DECODED_UNITS
+from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
 
 CODECS = pytest.mark.parametrize("codec", [RAW, LZ4], ids=["raw", "lz4"])
