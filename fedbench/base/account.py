@@ -7,6 +7,7 @@ import gc
 import mmap
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -40,6 +41,21 @@ def peak_bytes() -> int:
 def resident_bytes() -> int:
     """Return this process's resident memory (VmRSS), in bytes; 0 where the system doesn't tell."""
     return _told(_STATUS, "VmRSS:")
+
+
+class Held(NamedTuple):
+    """Resident memory in bytes: at present, and the highest since the start or `reset_peak`; 0 where it isn't told."""
+
+    resident: int
+    peak: int
+
+
+def held() -> Held:
+    """Return both figures of this process from one reading, which takes some 20 us."""
+    if not _STATUS.exists():
+        return Held(0, 0)
+    words = _STATUS.read_bytes().split()
+    return Held(*(int(words[words.index(name) + 1]) * 1024 for name in (b"VmRSS:", b"VmHWM:")))
 
 
 def available_bytes() -> int:

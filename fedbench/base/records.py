@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STOP_REASONS = ("rounds", "target")
 
 
@@ -70,12 +70,26 @@ MEMORY_COLUMNS: dict[str, Column] = {
     ),
 }
 
+MEMORY_ROUND_COLUMNS: dict[str, Column] = {
+    "rank": Column("i4", "1", "process"),
+    "round": Column("i4", "1", "last of the rounds that this row stands for"),
+    "resident_bytes": Column("i8", "B", "resident memory (VmRSS) at the end of the round, evaluation not yet begun"),
+    "peak_bytes": Column("i8", "B", "highest resident memory (VmHWM) during the rounds"),
+}
+
 SPAN_COLUMNS: dict[str, Column] = {
     "rank": Column("i4", "1", "process"),
     "round": Column("i4", "1", "round number"),
-    "kind": Column("str", "", "compute, cloud, encode, send, wait, decode, apply, evaluate"),
-    "start_s": Column("f8", "s", "start on this rank's own clock, from its first round"),
-    "length_s": Column("f8", "s", "duration"),
+    "kind": Column("str", "", "round, or compute, cloud, encode, send, wait, decode, apply, evaluate, account"),
+    "unit": Column("str", "", "device, layer or CHANNEL/ARRAY that the span is about; empty where it is none of them"),
+    "start_s": Column("f8", "s", "start on this rank's own clock, from the agreed start of the round"),
+    "length_s": Column("f8", "s", "duration, spans within it included"),
+}
+
+CODEC_COLUMNS: dict[str, Column] = {
+    "round": Column("i4", "1", "round number"),
+    "unit": Column("str", "", "array of the plan"),
+    "bits": Column("f8", "1", "bits of an entry as it travelled"),
 }
 
 
@@ -108,6 +122,7 @@ class Summary(BaseModel):
     peak_device_bytes: int | None
     round_s_median: float
     hidden_fraction: float | None
+    unaccounted_fraction: float
     weights_sha256: str
     trajectory_sha256: str
 
@@ -118,8 +133,8 @@ class Run:
 
     `config` and `provenance` are JSON-able trees; `rounds` maps a column of
     ROUND_COLUMNS to an array [rows] (row 0 is round -1); `devices` maps a column of
-    DEVICE_COLUMNS to an array [rounds, sampled]; `memory` and `spans` map columns to
-    arrays [rows].
+    DEVICE_COLUMNS to an array [rounds, sampled]; the others map columns to arrays
+    [rows], and are empty where nothing was recorded.
     """
 
     config: dict[str, Any]
@@ -128,4 +143,6 @@ class Run:
     rounds: dict[str, np.ndarray]
     devices: dict[str, np.ndarray]
     memory: dict[str, np.ndarray]
+    memory_rounds: dict[str, np.ndarray] = field(default_factory=dict)
     spans: dict[str, np.ndarray] = field(default_factory=dict)
+    codec: dict[str, np.ndarray] = field(default_factory=dict)

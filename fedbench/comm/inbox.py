@@ -27,19 +27,22 @@ class Waiter(Protocol):
 
     clock: Clock
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests, of `unit` in the trace; past the deadline WireError says who waits for `what`."""
 
 
 class Inbox(Mapping[str, np.ndarray]):
     """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
 
-    def __init__(self, waiter: Waiter, codec: int, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
+    def __init__(
+        self, waiter: Waiter, codec: int, units: Sequence[Unit], places: Sequence[Place], sender: str, channel: str
+    ) -> None:
         self._waiter = waiter
         self._codec = codec
         self._units = units
         self._places = places
         self.sender = sender
+        self._channel = channel
         self._index = {unit.name: index for index, unit in enumerate(units)}
         self._frames: list[tuple[np.ndarray, Request | None]] = []
         self._notes: dict[int, Note] = {}
@@ -56,7 +59,7 @@ class Inbox(Mapping[str, np.ndarray]):
             return self._decoded[name]
         index = self._index[name]
         bytes_ = self._arrived(index)
-        with self._waiter.clock.span("decode"):
+        with self._waiter.clock.span("decode", f"{self._channel}/{name}"):
             unit, codec = self._units[index], self._codec
             array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
         self._notes[index] = note
@@ -92,6 +95,7 @@ class Inbox(Mapping[str, np.ndarray]):
         buffer, request = self._frames[index]
         if request is None:
             return buffer
-        what = f"{self._units[index].name} of round {self._places[index].round} from {self.sender}"
-        self._waiter.wait([request], what)
+        name = self._units[index].name
+        what = f"{name} of round {self._places[index].round} from {self.sender}"
+        self._waiter.wait([request], what, f"{self._channel}/{name}")
         return buffer[: request.received_bytes]

@@ -67,7 +67,7 @@ class Star:
         hosting = self.transport.rank in self.peers
         slots = [(channel, index) for index in range(len(units))]
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, self.transport.name_of(0))
+        inbox = Inbox(self, self.codec, units, places, self.transport.name_of(0), channel)
         if hosting:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
                 self._settle(slot)
@@ -79,10 +79,12 @@ class Star:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
-                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note)
-                self._sending["out", *slot] = [
-                    self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
-                ]
+                name = f"{channel}/{unit.name}"
+                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note, name)
+                with self.clock.span("send", name):
+                    self._sending["out", *slot] = [
+                        self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
+                    ]
                 if not hosting:
                     inbox.put(index, packed, None)
         return inbox
@@ -109,8 +111,10 @@ class Star:
         slot = list(devices).index(device)
         for index, unit in enumerate(units):
             key = ("out up", slot, index)
-            packed = self._pack(key, arrays[unit.name], unit, place._replace(device=device, unit=index), note)
-            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
+            name, place_ = f"upload/{unit.name}", place._replace(device=device, unit=index)
+            packed = self._pack(key, arrays[unit.name], unit, place_, note, name)
+            with self.clock.span("send", name):
+                self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
@@ -122,7 +126,7 @@ class Star:
 
         requests = [request for _, request in waiting]
         if not all([request.done() for request in requests]):
-            with self.clock.span("wait"):
+            with self.clock.span("wait", "upload"):
                 self.transport.wait(requests, self._deadline_s, missing)
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
@@ -140,7 +144,7 @@ class Star:
 
     def agree(self, values: Sequence[int], what: str) -> list[int]:
         """Return the element-wise maximum of a few integers over all ranks."""
-        with self.clock.span("wait"):
+        with self.clock.span("wait", "agreement"):
             return self.transport.agree(values, self._deadline_s, what)
 
     def finish(self) -> None:
@@ -153,33 +157,35 @@ class Star:
         if self.transport.open_requests:
             raise WireError(f"{self.transport.open_requests} messages are still open at the end of the run.")
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests, of `unit` in the trace; past the deadline WireError says who waits for `what`."""
         if all([request.done() for request in requests]):
             return
         me = self.transport.name_of(self.transport.rank)
-        with self.clock.span("wait"):
+        with self.clock.span("wait", unit):
             self.transport.wait(requests, self._deadline_s, lambda _: f"{me} still waits for {what}.")
 
     def _settle(self, slot: tuple[object, ...]) -> None:
         """Wait for what was sent down last in a slot: a rank whose devices sit a round out may never have read it."""
         request = self._receiving.pop(slot, None)
         if request is not None:
-            self.wait([request], f"the last {slot[0]} from the cloud")
+            self.wait([request], f"the last {slot[0]} from the cloud", str(slot[0]))
 
     def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""
         places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, sender)
+        inbox = Inbox(self, self.codec, units, places, sender, "upload")
         for index, unit in enumerate(units):
             buffer = self._buffer(("in up", slot, index), frame.bound(unit))
             tag = self._tag(_UP, index, slot)
             inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
         return inbox
 
-    def _pack(self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
-        self.wait(self._sending.pop(key, []), "its own messages to be taken")
-        with self.clock.span("encode"):
+    def _pack(
+        self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note, name: str
+    ) -> np.ndarray:
+        self.wait(self._sending.pop(key, []), "its own messages to be taken", name)
+        with self.clock.span("encode", name):
             out = self._buffer(key, frame.bound(unit))
             return frame.pack(array, unit, place, self.codec, note, out).frame
 

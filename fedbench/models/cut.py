@@ -174,6 +174,10 @@ class Cut(nn.Module, ABC):
         """Number of stages: embed, blocks and head."""
         return len(self.blocks) + 2
 
+    def stage_name(self, stage: int) -> str:
+        """Return what people call a stage: embed, layer 1 .. layer L, head."""
+        return "embed" if stage == 0 else "head" if stage == self.stages - 1 else f"layer {stage}"
+
     def run_stage(self, stage: int, state: State | Batch) -> State | Tensor:
         """Run one stage: stage 0 takes a batch, the last one returns what the head reads (logits, mostly)."""
         with self.residency.visit(stage):

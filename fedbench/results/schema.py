@@ -13,8 +13,10 @@ import numpy as np
 
 from fedbench.base.errors import ResultError, nearest
 from fedbench.base.records import (
+    CODEC_COLUMNS,
     DEVICE_COLUMNS,
     MEMORY_COLUMNS,
+    MEMORY_ROUND_COLUMNS,
     ROUND_COLUMNS,
     SPAN_COLUMNS,
     Column,
@@ -27,8 +29,13 @@ TABLES: dict[str, dict[str, Column]] = {
     "rounds": ROUND_COLUMNS,
     "devices": DEVICE_COLUMNS,
     "memory": MEMORY_COLUMNS,
+    "memory_rounds": MEMORY_ROUND_COLUMNS,
     "spans": SPAN_COLUMNS,
+    "codec": CODEC_COLUMNS,
 }
+
+#: Groups without datasets where nothing was recorded.
+OPTIONAL = ("memory_rounds", "spans", "codec")
 
 
 class Figure(NamedTuple):
@@ -62,7 +69,8 @@ SUMMARY: dict[str, Figure] = {
     "wire_bytes": Figure("B", "bytes that the transport moved, headers included, all ranks and rounds"),
     "peak_device_bytes": Figure("B", "highest resident memory of a device rank above that after the imports"),
     "round_s_median": Figure("s", "median wall time of a round, evaluation excluded"),
-    "hidden_fraction": Figure("1", "part of the shorter of transfer and compute that ran behind the other, 0..1"),
+    "hidden_fraction": Figure("1", "part of the shorter of a plan's transfer and the compute that ran behind the other, 0..1"),
+    "unaccounted_fraction": Figure("1", "part of the rounds' time that no span covers, on the rank with the most"),
     "weights_sha256": Figure("", "hash of the final weights"),
     "trajectory_sha256": Figure("", "hash of the losses and weights of all rounds, times apart"),
 }
@@ -77,7 +85,7 @@ def checked_tables(run: Run) -> dict[str, dict[str, np.ndarray]]:
         "rounds": _table("rounds", run.rounds, (rounds + 1,)),
         "devices": _table("devices", run.devices, (rounds, None)),
         "memory": _table("memory", run.memory, (None,)),
-        "spans": _table("spans", run.spans, (None,)) if run.spans else {},
+        **{name: _table(name, table, (None,)) if (table := getattr(run, name)) else {} for name in OPTIONAL},
     }
 
 

@@ -129,6 +129,7 @@ class Execution:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        clock.keep(job.config.results.trace_rounds, finish.spans_kept(star.transport.size))
         runner = Runner(built, star, clock)
         metrics = Metrics(built, runner, clock)
         store = options.checkpoints(job)
@@ -141,10 +142,10 @@ class Execution:
         self._phase = "before the first round"
         try:
             observers: list[Observer] = [Evaluating(metrics, self._memory), saver, progress]
-            reason = runner.run(observers if star.is_cloud else [], flag)
+            reason = runner.run([self._memory, *(observers if star.is_cloud else [])], flag)
         finally:
             progress.close()
-        clock.round = -1
+        clock.begin(-1)
         self._phase = "finishing"
         self._memory.note()
         if reason == "stopped":

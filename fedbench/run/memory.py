@@ -1,7 +1,7 @@
 """The memory of a rank, phase by phase: what it held at most while it imported, loaded, trained and evaluated.
 
-The system's high-water mark is set back at the start of each phase, and what loading left free in the heap is given
-back at its end, so that a phase does not answer for the one before. Nothing here knows another rank.
+The system's high-water mark is set back at the start of each phase and of each round, and what loading left free in
+the heap is given back at its end, so that a phase does not answer for the one before. Nothing here knows another rank.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ PHASES = ("import", "load", "train", "evaluate")
 #: Behind a phase's name where the high-water mark can't be set back.
 CUMULATIVE = " (highest so far)"
 
+#: Rows of memory over time at most; past it two neighbours become one. Even.
+LOG_ROWS = 512
+
 
 class Memory:
     """Highest resident memory of this process in each phase, in bytes, from the start of the process."""
@@ -29,6 +32,9 @@ class Memory:
         self._weights = dict.fromkeys(PHASES, 0)
         self._baseline = 0
         self._held = 0
+        self._log: list[tuple[int, int, int]] = []
+        self._rounds = 0
+        self._each = 1
 
     def enter(self, phase: str) -> None:
         """End the phase at hand and begin another, or go on with an earlier one."""
@@ -51,6 +57,28 @@ class Memory:
         self._gpu[phase] = max(self._gpu[phase], account.gpu_peak_bytes())
         self._weights[phase] = self._held
 
+    def started(self) -> None:
+        """Nothing was read yet: memory watches a run as an observer, on every rank."""
+
+    def played(self, outcome: Outcome) -> bool:
+        """Read what a round held at most and what it left, and set the high-water mark back."""
+        resident, peak = account.held()
+        self._peaks[self._phase] = max(self._peaks[self._phase], peak)
+        self.apart = account.reset_peak() and self.apart
+        if self._rounds % self._each:
+            self._log[-1] = _joined(self._log[-1], (outcome.number, resident, peak))
+        else:
+            if len(self._log) == LOG_ROWS:
+                self._log = [_joined(*pair) for pair in zip(self._log[::2], self._log[1::2], strict=True)]
+                self._each *= 2
+            self._log.append((outcome.number, resident, peak))
+        self._rounds += 1
+        return False
+
+    def log(self) -> np.ndarray:
+        """Return int64 [rows, 3] over the rounds: last round of the row, resident at its end, highest during the row."""
+        return np.array(self._log, np.int64).reshape(-1, 3)
+
     def table(self) -> np.ndarray:
         """Return int64 [phases, 3]: peak, the same above what was resident after the imports, weights held.
 
@@ -60,6 +88,11 @@ class Memory:
         peaks = np.array([*self._peaks.values()], np.int64)
         above = np.where(after, np.maximum(peaks - self._baseline, 0), 0)
         return np.stack([peaks, above, np.array([*self._weights.values()], np.int64)], axis=1)
+
+
+def _joined(earlier: tuple[int, int, int], later: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return two rows of the log as one."""
+    return (*later[:2], max(earlier[2], later[2]))
 
 
 class Evaluating:

@@ -92,18 +92,22 @@ class Runner:
         self.clock = clock
         self.trajectory = Trajectory()
         self.next_round = 0
+        if built.cut.residency.kernels == "cpu":  # a GPU's layers end behind our back; only whole spans wait for it
+            built.lab.stream.clock = clock
 
     def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
         """Play rounds until the last one, the target or an agreed stop; return `rounds`, `target` or `stopped`."""
         rounds = self.built.job.config.run.rounds
         for observer in observers:
             observer.started()
+        self.star.agree([0], "begin the rounds")  # the event that round 0 starts with on every rank
         while self.next_round < rounds:
             outcome = self.play(self.next_round)
             self.next_round += 1
             reached = False
-            for observer in observers:
-                reached |= observer.played(outcome)
+            with self.clock.span("account"):
+                for observer in observers:
+                    reached |= observer.played(outcome)
             stop, reached_somewhere = self.star.agree([int(wants_to_stop()), int(reached)], "end the round")
             if reached_somewhere:
                 return "target"
@@ -145,7 +149,7 @@ class Runner:
         if plan_units:
             made = None
             if star.is_cloud:
-                with clock.span("cloud"):
+                with clock.span("cloud", "plan"):
                     made = algorithm.plan(at)
                 outcome.cloud_flops += self.built.lab.meter.take()
             inbox = star.down("plan", plan_units, made, place)
@@ -156,10 +160,11 @@ class Runner:
         reply, again = None, False
         if star.is_cloud:
             star.gather(inboxes)
-            self._take(inboxes, outcome)
-            if plan_units:
-                outcome.plan_bytes += inbox.coded_bytes
-            with clock.span("cloud"):
+            with clock.span("account"):
+                self._take(inboxes, outcome)
+                if plan_units:
+                    outcome.plan_bytes += inbox.coded_bytes
+            with clock.span("cloud", "combine"):
                 answer = algorithm.combine(at, inboxes)
             outcome.cloud_flops += self.built.lab.meter.take()
             reply, again = answer.arrays, answer.again
@@ -181,7 +186,7 @@ class Runner:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue
             start = time.perf_counter()
-            with self.clock.span("compute"):
+            with self.clock.span("compute", f"device {device}"):
                 upload = self.built.algorithm.local(at, device, plan)
             note = Note(upload.loss, time.perf_counter() - start, meter.take())
             units = self.built.algorithm.upload_units(at, device)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fedbench.base.account import Meter
+from fedbench.base.clock import Clock
 from fedbench.base.errors import ModelError
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut, RowHead, State
@@ -64,6 +65,8 @@ class Stream:
         self.meter = meter
         self.gaussian = gaussian
         self.block_runs = [0] * cut.stages
+        #: Measures each stage; whoever wants to keep the spans puts another one here.
+        self.clock = Clock()
         self._probe: Probe | None = None
         self._tensors = {id(t.parameter): t for t in trainable}
         self._scratch: dict[str, torch.Tensor] = {}
@@ -118,9 +121,10 @@ class Stream:
                 rows, length = (state if isinstance(state, Batch) else state.batch).ids.shape
                 self.meter.add(self.cut.stage_flops(stage, rows, length))
                 self.block_runs[stage] += 1
-                state = micro.run_stage(
-                    self.cut, stage, state, self.micro_batch, probe.sides, reuse=stage > stages.start
-                )
+                with self.clock.span("compute", self.cut.stage_name(stage)):
+                    state = micro.run_stage(
+                        self.cut, stage, state, self.micro_batch, probe.sides, reuse=stage > stages.start
+                    )
         finally:
             self._probe = None
         return state
