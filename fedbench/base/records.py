@@ -47,6 +47,7 @@ ROUND_COLUMNS: dict[str, Column] = {
     "cloud_s": Column("f8", "s", "the cloud's own compute"),
     "encode_s": Column("f8", "s", "encoding and framing on rank 0"),
     "wait_s": Column("f8", "s", "exposed waiting for messages on rank 0"),
+    "plan_s": Column("f8", "s", "time of the plan on a device's link by its nominal rate; NaN where it has none"),
     "apply_s": Column("f8", "s", "rebuilding the weights on rank 0"),
     "eval_s": Column("f8", "s", "evaluation on rank 0"),
 }

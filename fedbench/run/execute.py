@@ -23,7 +23,7 @@ from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
 from fedbench.comm.star import Star
 from fedbench.results import reader, writer
-from fedbench.run import finish, launch
+from fedbench.run import finish, launch, spans
 from fedbench.run.build import Built, Job, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.callbacks.metrics import Metrics
@@ -129,7 +129,7 @@ class Execution:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
-        clock.keep(job.config.results.trace_rounds, finish.spans_kept(star.transport.size))
+        clock.keep(job.config.results.trace_rounds, spans.most_kept(star.transport.size))
         runner = Runner(built, star, clock)
         metrics = Metrics(built, runner, clock)
         store = options.checkpoints(job)

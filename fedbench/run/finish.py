@@ -13,54 +13,53 @@ from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import NO_NOTE, Place
 from fedbench.comm.star import Star
+from fedbench.run import spans
 from fedbench.run.callbacks.metrics import Metrics
-from fedbench.run.memory import PHASES, Memory, device_peak, memory_columns
+from fedbench.run.hidden import hidden_fraction
+from fedbench.run.memory import PHASES, Memory, device_peak, memory_columns, memory_rounds
 from fedbench.run.runner import Runner, weights_sha256
-
-KINDS = ("compute", "cloud", "encode", "wait", "decode", "apply", "evaluate")
 
 
 class Ranks(NamedTuple):
-    """What all ranks reported: `memory` int64 [ranks, phases, 3], see `Memory.table`; spans as columns."""
+    """What all ranks reported: `memory` int64 [ranks, phases, 3], see `Memory.table`; spans and rounds' memory as columns."""
 
     memory: np.ndarray
     spans: dict[str, np.ndarray]
+    memory_rounds: dict[str, np.ndarray]
+    unaccounted: float = 0.0
     apart: bool = True
 
 
 def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
     """Return every rank's memory and spans on rank 0; WireError where a replica's weights differ from the cloud's."""
-    mine_spans = list(clock.spans)
-    most, together = star.agree([len(mine_spans), int(not memory.apart)], "report their spans")
+    own, log = spans.packed(clock), memory.log()
+    sizes = [len(own["spans"]), len(own["names"]), len(log), int(not memory.apart)]
+    rows, name_bytes, log_rows, together = star.agree(sizes, "report their spans")
     units = [
         Unit("weights", (32,), "|u1"),
         Unit("memory", (len(PHASES), 3), "<i8"),
-        Unit("count", (1,), "<i8"),
-        Unit("spans", (most, 4), "<f8"),
+        Unit("log", (log_rows, 3), "<i8", at_most=True),
+        *spans.units(rows, name_bytes),
     ]
-    spans = np.zeros((most, 4))
-    for row, (round_, kind, start_s, length_s) in enumerate(mine_spans):
-        spans[row] = round_, KINDS.index(kind), start_s, length_s
     mine: dict[str, np.ndarray] = {
         "weights": np.frombuffer(bytes.fromhex(weights), np.uint8),
         "memory": memory.table(),
-        "count": np.array([len(mine_spans)], np.int64),
-        "spans": spans,
+        "log": log,
+        **own,
     }
-    place = Place(0, 0, -1, 0)
-    others = star.gather_from_ranks(units, mine, place, NO_NOTE)
-    tables: dict[int, Arrays] = {0: mine, **others} if star.is_cloud else {}
-    columns: dict[str, list[Any]] = {name: [] for name in records.SPAN_COLUMNS}
-    for rank, table in tables.items():
-        if replicas and not np.array_equal(table["weights"], mine["weights"]):
+    others = star.gather_from_ranks(units, mine, Place(0, 0, -1, 0), NO_NOTE)
+    reports: dict[int, Arrays] = {0: mine, **others} if star.is_cloud else {}
+    for rank, report in reports.items():
+        if replicas and not np.array_equal(report["weights"], mine["weights"]):
             raise WireError(f"{star.transport.name_of(rank)} ended with other weights than the cloud.")
-        for round_, kind_index, start_s, length_s in table["spans"][: int(table["count"][0])]:
-            values = (rank, int(round_), KINDS[int(kind_index)], start_s, length_s)
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
     nothing = np.empty((0, len(PHASES), 3), np.int64)
-    peaks = np.stack([table["memory"] for table in tables.values()]) if tables else nothing
-    return Ranks(peaks, {name: np.array(values) for name, values in columns.items()}, not together)
+    return Ranks(
+        np.stack([report["memory"] for report in reports.values()]) if reports else nothing,
+        spans.columns(reports),
+        memory_rounds({rank: report["log"] for rank, report in reports.items()}),
+        spans.unaccounted(reports),
+        not together,
+    )
 
 
 def assemble(
@@ -86,6 +85,7 @@ def assemble(
         rounds=rounds,
         devices=devices,
         memory=memory_columns(ranks.memory, apart=ranks.apart),
+        memory_rounds=ranks.memory_rounds,
         spans=ranks.spans,
     )
 
@@ -127,7 +127,10 @@ def _summary(
         wire_bytes=int(rounds["wire_bytes"].sum()),
         peak_device_bytes=device_peak(ranks.memory),
         round_s_median=float(np.median(rounds["round_s"][played])),
-        hidden_fraction=None,
+        hidden_fraction=hidden_fraction(
+            ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True))
+        ),
+        unaccounted_fraction=ranks.unaccounted,
         weights_sha256=weights,
         trajectory_sha256=runner.trajectory.digest.hex(),
     )

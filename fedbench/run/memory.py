@@ -6,9 +6,11 @@ the heap is given back at its end, so that a phase does not answer for the one b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from fedbench.base import account
+from fedbench.base import account, records
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.runner import Outcome
 
@@ -133,3 +135,12 @@ def memory_columns(memory: np.ndarray, *, apart: bool) -> dict[str, np.ndarray]:
         "weights_bytes": memory[:, :, 2].reshape(-1),
     }
     return {name: column[table["peak_bytes"] > 0] for name, column in table.items()}
+
+
+def memory_rounds(logs: Mapping[int, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the run file's memory over the rounds from every rank's `Memory.log`; nothing without a row."""
+    rows = [np.insert(log, 0, rank, axis=1) for rank, log in logs.items() if len(log)]
+    if not rows:
+        return {}
+    columns = zip(records.MEMORY_ROUND_COLUMNS, np.concatenate(rows).T, strict=True)
+    return {name: values.astype(records.MEMORY_ROUND_COLUMNS[name].dtype) for name, values in columns}

@@ -77,6 +77,7 @@ class Metrics:
             "cloud_s": seconds("cloud"),
             "encode_s": seconds("encode"),
             "wait_s": seconds("wait"),
+            "plan_s": self._plan_s(outcome.plan_bytes),
             "apply_s": seconds("apply"),
         }
         last = outcome.number + 1 == self._config.run.rounds
@@ -127,6 +128,12 @@ class Metrics:
             "test_accuracy": test_accuracy,
             "eval_s": self._clock.seconds("evaluate"),
         }
+
+    def _plan_s(self, plan_bytes: int) -> float:
+        """Return how long a plan takes on a paced link; NaN where links are not paced or have no rate."""
+        section = self._config.link
+        seconds = section.link.transfer_s(plan_bytes, up=False) if section.clock == "paced" else 0.0
+        return seconds if seconds else float("nan")
 
     def _slowest(self, outcome: Outcome) -> float:
         """Return the longest compute of a rank: its devices one after the other."""
