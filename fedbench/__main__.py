@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, FedbenchError
+from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
 
@@ -75,6 +75,21 @@ def process_verify(args: argparse.Namespace) -> int:
     return process(args)
 
 
+def process_trace(args: argparse.Namespace) -> int:
+    """`fedbench trace`."""
+    from fedbench.base import fsio
+    from fedbench.report import trace
+    from fedbench.results import reader
+
+    content = trace.to_json(reader.read(args.file))
+    try:
+        fsio.write_text(args.out, content)
+    except OSError as error:
+        raise ConfigError(f"--out: found {args.out}, which can't be written: {error.strerror}.") from None
+    print(args.out)
+    return EXIT_OK
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -93,7 +108,7 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _bench, _verify, _methods):
+    for add in (_run, _show, _report, _trace, _bench, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
@@ -134,6 +149,18 @@ def _report(verbs: Verbs) -> None:
     )
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
     report.set_defaults(process=process_report)
+
+
+def _trace(verbs: Verbs) -> None:
+    trace = verbs.add(
+        "trace",
+        "a run's spans for Perfetto or Chrome, one lane per rank",
+        "fedbench trace results/runs/cooperllm-0123456789ab.h5 --out trace.json",
+        "Write the newest rounds of a run as a trace that https://ui.perfetto.dev and about:tracing open.",
+    )
+    trace.add_argument("file", type=Path, metavar="FILE")
+    trace.add_argument("--out", type=Path, required=True, metavar="T.json", help="where the trace goes")
+    trace.set_defaults(process=process_trace)
 
 
 def _bench(verbs: Verbs) -> None:

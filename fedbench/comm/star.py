@@ -81,10 +81,9 @@ class Star:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
                 name = f"{channel}/{unit.name}"
                 packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note, name)
-                with self.clock.span("send", name):
-                    self._sending["out", *slot] = [
-                        self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
-                    ]
+                self._sending["out", *slot] = [
+                    self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
+                ]
                 if not hosting:
                     inbox.put(index, packed, None)
         return inbox
@@ -111,10 +110,9 @@ class Star:
         slot = list(devices).index(device)
         for index, unit in enumerate(units):
             key = ("out up", slot, index)
-            name, place_ = f"upload/{unit.name}", place._replace(device=device, unit=index)
-            packed = self._pack(key, arrays[unit.name], unit, place_, note, name)
-            with self.clock.span("send", name):
-                self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
+            own = place._replace(device=device, unit=index)
+            packed = self._pack(key, arrays[unit.name], unit, own, note, f"upload/{unit.name}")
+            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""

@@ -152,7 +152,8 @@ class Runner:
                 with clock.span("cloud", "plan"):
                     made = algorithm.plan(at)
                 outcome.cloud_flops += self.built.lab.meter.take()
-            inbox = star.down("plan", plan_units, made, place)
+            with clock.span("send", "plan"):
+                inbox = star.down("plan", plan_units, made, place)
             plan = self.built.cut.residency.arrays(inbox)
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
@@ -171,7 +172,8 @@ class Runner:
         reply_units = algorithm.reply_units(at)
         if not reply_units:
             return again, plan
-        answered = star.down("reply", reply_units, reply, place, Note(again=again))
+        with clock.span("send", "reply"):
+            answered = star.down("reply", reply_units, reply, place, Note(again=again))
         again = answered.note.again
         with clock.span("apply"):
             algorithm.apply(at, plan, answered)
@@ -190,7 +192,8 @@ class Runner:
                 upload = self.built.algorithm.local(at, device, plan)
             note = Note(upload.loss, time.perf_counter() - start, meter.take())
             units = self.built.algorithm.upload_units(at, device)
-            self.star.report(at.devices, device, units, upload.arrays, place, note)
+            with self.clock.span("send", "upload"):
+                self.star.report(at.devices, device, units, upload.arrays, place, note)
 
     def _take(self, inboxes: Mapping[int, Inbox], outcome: Outcome) -> None:
         """Account for what the devices sent, in device order, and join it to the trajectory."""
