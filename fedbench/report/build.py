@@ -9,7 +9,7 @@ from pathlib import Path
 from fedbench.base import fsio
 from fedbench.base.errors import ResultError
 from fedbench.base.records import ROUND_COLUMNS, Run
-from fedbench.report import bars, canvas, compare, facts, page, plot, table
+from fedbench.report import bars, canvas, compare, facts, over_rounds, page, plot, table, timeline
 from fedbench.report.arms import Arm, cumulative, group, rounds_done
 from fedbench.report.looks import DARK, LIGHT, Theme
 from fedbench.results import reader
@@ -93,8 +93,10 @@ def rounds_csv(arms: Sequence[Arm]) -> str:
 
 
 def _drawings(arms: Sequence[Arm], theme: Theme) -> list[canvas.Drawing]:
-    lines = [plot.accuracy(arms, cost, theme) for cost in plot.COSTS]
-    return [*(line for line in lines if line), bars.memory(arms, theme), bars.time_split(arms, theme)]
+    drawn = [plot.accuracy(arms, cost, theme) for cost in plot.COSTS]
+    drawn += [bars.memory(arms, theme), over_rounds.memory(arms, theme), bars.time_split(arms, theme)]
+    drawn += [timeline.timeline(arms, theme), over_rounds.bits(arms, theme)]
+    return [drawing for drawing in drawn if drawing]
 
 
 def _lead(arms: Sequence[Arm], skipped: Sequence[str]) -> str:

@@ -9,7 +9,10 @@ from fedbench.report.arms import METHOD_ORDER, Arm
 
 
 class Theme(NamedTuple):
-    """Colours of one background: `arms` by place in the palette, `parts` for the pieces of a round."""
+    """Colours of one background: `arms` by place in the palette, `parts` for the pieces of a round.
+
+    `kinds` are for the bars of a timeline, `channels` for messages; `ramp` runs from few to many.
+    """
 
     name: str
     surface: str
@@ -18,6 +21,9 @@ class Theme(NamedTuple):
     rule: str
     arms: tuple[str, ...]
     parts: tuple[str, ...]
+    kinds: tuple[str, ...]
+    channels: tuple[str, ...]
+    ramp: tuple[str, str, str]
 
 
 class Look(NamedTuple):
@@ -36,6 +42,9 @@ LIGHT = Theme(
     "#e3e7ee",
     ("#1667d9", "#0b8a66", "#d3590b", "#7d4cc7", "#c4285f", "#0a8ba0", "#8f6d00", "#5d6675", "#a0522d", "#3f7d1f"),
     ("#3c6fb4", "#8bb8e8", "#e0a030", "#c95d4a", "#6f9e5b", "#c9cfd9"),
+    ("#3c6fb4", "#8bb8e8", "#e0a030", "#8e5fc0", "#b9a98a", "#6f9e5b", "#aab2bf", "#f4ddd8"),
+    ("#1f9a8f", "#d3590b", "#7d4cc7"),
+    ("#eef4fb", "#5b93d6", "#123f7a"),
 )
 DARK = Theme(
     "dark",
@@ -45,6 +54,9 @@ DARK = Theme(
     "#2a313d",
     ("#5ea6ff", "#3ecfa0", "#ff9857", "#b795ff", "#ff7fa6", "#4fd3e6", "#e2bd4b", "#aab4c3", "#dda27c", "#93d36b"),
     ("#5b8fd6", "#a8cdf4", "#f0b850", "#e38372", "#8fc27a", "#525c6b"),
+    ("#5b8fd6", "#a8cdf4", "#f0b850", "#b08ae0", "#8f8468", "#8fc27a", "#525c6b", "#45292a"),
+    ("#3cc4b6", "#ff9857", "#b795ff"),
+    ("#1b2634", "#4d86cc", "#cfe4ff"),
 )
 _DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, ()),

@@ -9,6 +9,10 @@ from fedbench.base.records import Run
 from fedbench.report import units
 
 
+#: Spans must add up to their rounds within this part of them, or the split of the time is not to be trusted.
+OUTSIDE_LIMIT = 0.02
+
+
 def summary_table(run: Run) -> Table:
     """Return the figures of one run in four blocks: what ran, accuracy, cost, identity."""
     s = run.summary
@@ -42,6 +46,7 @@ def summary_table(run: Run) -> Table:
             ("peak device memory", memory),
             ("round time (median)", units.quantity(s.round_s_median, "s")),
             ("transfer hidden", hidden),
+            ("time outside spans", _outside(s.unaccounted_fraction)),
         ),
         (
             ("weights", s.weights_sha256[:16]),
@@ -55,3 +60,9 @@ def summary_table(run: Run) -> Table:
         for i, row in enumerate(rows):
             table.add_row(*row, end_section=i == len(rows) - 1)
     return table
+
+
+def _outside(fraction: float) -> str:
+    """Return the time that no span covers, marked where it is more than the split of the time may leave out."""
+    text = f"{100 * fraction:.1f} %"
+    return f"{text}: MORE THAN {100 * OUTSIDE_LIMIT:g} %, times by kind are incomplete" if fraction > OUTSIDE_LIMIT else text
