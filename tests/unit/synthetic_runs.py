@@ -34,6 +34,7 @@ def make_run(
     public_labels: str = "given",
     spans: bool = True,
     peak: int | None = 31_000_000,
+    codec: dict[str, np.ndarray] | None = None,
 ) -> records.Run:
     """Return a run with a saturating accuracy curve; shuffled public labels make it stay low."""
     tree = {
@@ -61,7 +62,9 @@ def make_run(
         rounds=table,
         devices=_devices(rounds, sampled, uplink, flops),
         memory=_memory(ranks),
-        spans=_spans(rounds) if spans else {},
+        memory_rounds=_memory_rounds(rounds, ranks) if spans else {},
+        spans=make_spans(rounds, ranks) if spans else {},
+        codec=codec or {},
     )
 
 
@@ -118,6 +121,7 @@ def _summary(config: dict[str, Any], table: dict[str, np.ndarray], peak: int | N
         peak_device_bytes=peak,
         round_s_median=float(np.median(table["round_s"][1:])),
         hidden_fraction=None,
+        unaccounted_fraction=0.004,
         weights_sha256="a" * 64,
         trajectory_sha256="b" * 64,
     )
@@ -146,14 +150,50 @@ def _memory(ranks: int) -> dict[str, np.ndarray]:
     }
 
 
-def _spans(rounds: int) -> dict[str, np.ndarray]:
-    return {
-        "rank": np.zeros(rounds, "i4"),
-        "round": np.arange(rounds, dtype="i4"),
-        "kind": np.array(["compute", "evaluate"] * rounds)[:rounds],
-        "start_s": np.arange(rounds) * 0.1,
-        "length_s": np.full(rounds, 0.08),
-    }
+def _memory_rounds(rounds: int, ranks: int) -> dict[str, np.ndarray]:
+    rank, number = (grid.ravel() for grid in np.mgrid[:ranks, :rounds])
+    resident = 230_000_000 + 40_000_000 * (rank == 0) + 10_000 * number
+    columns = (rank, number, resident, resident + 5_000_000)
+    names = records.MEMORY_ROUND_COLUMNS
+    return {name: values.astype(names[name].dtype) for name, values in zip(names, columns, strict=True)}
+
+
+#: (kind, unit, start_s, length_s) of the cloud and of a device rank in every round; one rank does both.
+CLOUD_SPANS = (
+    *(("round", "", 0.0, 0.2), ("cloud", "plan", 0.0, 0.05), ("send", "plan", 0.05, 0.012)),
+    *(("encode", "plan/embed", 0.05, 0.004), ("encode", "plan/blocks.0.weight", 0.055, 0.006)),
+    *(("wait", "upload", 0.062, 0.07), ("account", "", 0.132, 0.002), ("decode", "upload/scalars", 0.132, 0.001)),
+    *(("encode", "reply/scalars", 0.134, 0.001), ("apply", "", 0.135, 0.01)),
+    *(("account", "", 0.145, 0.05), ("evaluate", "", 0.146, 0.048), ("wait", "agreement", 0.195, 0.005)),
+)
+DEVICE_SPANS = (
+    *(("round", "", 0.0, 0.2), ("compute", "device 3", 0.001, 0.121), ("compute", "embed", 0.002, 0.07)),
+    *(("wait", "plan/embed", 0.002, 0.06), ("decode", "plan/embed", 0.062, 0.002)),
+    *(("compute", "layer 1", 0.072, 0.05), ("wait", "plan/blocks.0.weight", 0.072, 0.01)),
+    *(("decode", "plan/blocks.0.weight", 0.082, 0.002), ("send", "upload", 0.122, 0.002)),
+    *(("encode", "upload/scalars", 0.122, 0.001), ("wait", "reply/scalars", 0.125, 0.012)),
+    *(("decode", "reply/scalars", 0.137, 0.001), ("apply", "", 0.138, 0.01), ("wait", "agreement", 0.148, 0.05)),
+)
+
+
+def make_spans(rounds: int, ranks: int = 1) -> dict[str, np.ndarray]:
+    """Return the spans of the newest three rounds at most."""
+    rows = [
+        (rank, number, *span)
+        for rank in range(ranks)
+        for number in range(max(0, rounds - 3), rounds)
+        for span in (DEVICE_SPANS if rank else CLOUD_SPANS)
+    ]
+    names = records.SPAN_COLUMNS
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return {name: np.array(columns[name], None if c.dtype == "str" else c.dtype) for name, c in names.items()}
+
+
+def make_codec(rounds: int, bits: tuple[float, ...] = (2.0, 4.0, 8.0)) -> dict[str, np.ndarray]:
+    """Return a choice of bits per round and unit: the same in every round."""
+    names = np.array([f"model.blocks.{i}.weight#0" for i in range(len(bits))])
+    number = np.repeat(np.arange(rounds, dtype="i4"), len(bits))
+    return {"round": number, "unit": np.tile(names, rounds), "bits": np.tile(bits, rounds)}
 
 
 def _provenance() -> dict[str, Any]:

@@ -222,7 +222,7 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
         "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
         "link.jitter": "2ms",
-        "results.dir": "x", "results.checkpoint_every": 3,
+        "results.dir": "x", "results.checkpoint_every": 3, "results.trace_rounds": 3,
     }  # fmt: skip
     ids = {key: resolved(tmp_path, "", f"{key}={value}").run_id for key, value in changed.items()}
     for key, run_id in ids.items():

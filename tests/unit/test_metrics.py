@@ -19,7 +19,7 @@ from fedbench.run.memory import CUMULATIVE, PHASES
 from fedbench.run.runner import Outcome
 
 QUICK = {"model.trainable": "head", "federation.batch_size": 2}
-NO_RANKS = finish.Ranks(np.ones((1, len(PHASES), 3), int), {name: np.empty(0) for name in records.SPAN_COLUMNS})
+NO_RANKS = finish.Ranks(np.ones((1, len(PHASES), 3), int), {name: np.empty(0) for name in records.SPAN_COLUMNS}, {})
 
 
 def guarded(*zeros_of_scalars: tuple[int, int]) -> None:
@@ -95,7 +95,7 @@ def test_an_evaluation_is_that_of_the_plain_model_and_changes_nothing() -> None:
 
 
 def test_every_column_of_the_record_is_filled_by_somebody() -> None:
-    tiny = Tiny(make("cooperllm", QUICK, evaluated=8))
+    tiny = Tiny(make("cooperllm", QUICK | {"link.clock": "paced", "link.down": "1Gbit/s"}, evaluated=8))
     tiny.run()
     missing = {"zero_fraction", "device_loss", "cloud_loss", "query_radius", "lr"}
     assert set(tiny.metrics.rows[-1]) == set(records.ROUND_COLUMNS)

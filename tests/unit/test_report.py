@@ -230,10 +230,10 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     page = Page()
     page.feed(content)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 6
+    assert len(images) == 8
     assert all(len(image["alt"] or "") > 40 for image in images)
     links = [v or "" for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "srcset", "href")]
-    assert len(links) == 12
+    assert len(links) == 16
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
     assert not re.search(r"https?:|@import|url\(", content)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
@@ -247,7 +247,7 @@ def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[r
     pictures = re.findall(r"\]\(([\w.]+)\)", text)
     assert pictures == [
         *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_time.png"),
-        *("memory.png", "time_split.png"),
+        *("memory.png", "memory_rounds.png", "time_split.png", "timeline.png"),
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "| commit | 0123456789ab |" in text
