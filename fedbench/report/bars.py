@@ -12,6 +12,7 @@ from fedbench.report import units
 from fedbench.report.arms import Arm
 from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
 from fedbench.report.looks import Theme, looks
+from fedbench.report.summary import OUTSIDE_LIMIT
 
 PARTS = ("compute", "cloud", "encode", "wait", "apply")
 _BAR_IN, _BAR = 0.42, 0.62
@@ -63,6 +64,11 @@ def time_split(arms: Sequence[Arm], theme: Theme) -> Drawing:
     caption = "Mean time of a round by part, first round left out; the figure at the end is the round's wall time."
     if np.any(left > _TOLERANCE * total):
         caption += " Where the bar is longer than that, parts on different ranks ran at the same time."
+    torn = [a.label for a in arms if max(run.summary.unaccounted_fraction for run in a.runs) > OUTSIDE_LIMIT]
+    if torn:
+        caption += (
+            f" More than {100 * OUTSIDE_LIMIT:g} % of the rounds' time lies outside all spans: {', '.join(torn)}."
+        )
     words = "; ".join(f"{arm.label} {text}" for arm, text in zip(arms, texts, strict=True))
     alt = f"Stacked bar chart of the time of a round split into {', '.join(names)}. Whole round: {words}."
     return Drawing(figure, "time_split", title, caption, alt)

@@ -43,7 +43,9 @@ def memory(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
         "seeds. A run in one process holds the cloud as well."
     )
     ends = "; ".join(f"{label} {units.quantity(float(peaks[-1]), 'B')}" for label, (_, peaks) in lines.items())
-    return Drawing(figure, "memory_rounds", title, caption, f"Line chart of memory over the rounds. At the end: {ends}.")
+    return Drawing(
+        figure, "memory_rounds", title, caption, f"Line chart of memory over the rounds. At the end: {ends}."
+    )
 
 
 def bits(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
@@ -64,7 +66,7 @@ def bits(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
     bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=30)
     bar.set_label("bits of an entry", color=theme.muted)
     bar.ax.tick_params(colors=theme.muted, length=0, labelsize=9)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     mean = float(np.nanmean(table))
     caption = f"Bits of an entry as the plan of {run.summary.run_id} travelled, mean over the units of a row."
     alt = f"Heat map of bits by layer and round: {len(names)} rows, {len(rounds)} rounds, {mean:.3g} bits on average."
@@ -95,9 +97,10 @@ def _grid(run: Run) -> tuple[list[int], list[str], np.ndarray]:
     rows = list(dict.fromkeys(names))
     sums, counts = np.zeros((2, len(rows), len(rounds)))
     place = {unit: rows.index(name) for unit, name in zip(whole, names, strict=True)}
-    at = ([place[unit] for unit in run.codec["unit"].tolist()], np.searchsorted(rounds, run.codec["round"]))
-    np.add.at(sums, at, run.codec["bits"])
-    np.add.at(counts, at, 1)
+    row = np.array([place[unit] for unit in run.codec["unit"].tolist()])
+    column = np.searchsorted(rounds, run.codec["round"])
+    np.add.at(sums, (row, column), run.codec["bits"])
+    np.add.at(counts, (row, column), 1)
     return rounds, rows, np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 

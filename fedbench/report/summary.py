@@ -8,7 +8,6 @@ from rich.table import Table
 from fedbench.base.records import Run
 from fedbench.report import units
 
-
 #: Spans must add up to their rounds within this part of them, or the split of the time is not to be trusted.
 OUTSIDE_LIMIT = 0.02
 
@@ -65,4 +64,8 @@ def summary_table(run: Run) -> Table:
 def _outside(fraction: float) -> str:
     """Return the time that no span covers, marked where it is more than the split of the time may leave out."""
     text = f"{100 * fraction:.1f} %"
-    return f"{text}: MORE THAN {100 * OUTSIDE_LIMIT:g} %, times by kind are incomplete" if fraction > OUTSIDE_LIMIT else text
+    return (
+        f"{text}: MORE THAN {100 * OUTSIDE_LIMIT:g} %, times by kind are incomplete"
+        if fraction > OUTSIDE_LIMIT
+        else text
+    )

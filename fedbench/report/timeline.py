@@ -6,6 +6,7 @@ Bars are painted on a grid, inner spans over outer ones; what is shorter than a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def _bars(axes: Axes, lane: Lane, y: float, end_s: float, theme: Theme) -> set[s
         if kind in KINDS:
             grid[cells[0, i] : cells[1, i]] = KINDS.index(kind)
     cuts = np.flatnonzero(np.diff(grid, prepend=-2, append=-2))
-    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+    for low, high in pairwise(cuts.tolist()):
         if grid[low] >= 0:
             bar = ([(low * end_s / _CELLS, (high - low) * end_s / _CELLS)], (y - _BAR / 2, _BAR))
             axes.broken_barh(*bar, facecolors=theme.kinds[grid[low]], linewidth=0)
@@ -107,7 +108,7 @@ def _bars(axes: Axes, lane: Lane, y: float, end_s: float, theme: Theme) -> set[s
     axes.vlines(lane.start_s[inner], y - _BAR / 2, y + _BAR / 2, color=theme.surface, linewidth=0.7)
     outer = np.isin(lane.kind, ("compute", "cloud")) & (lane.depth == 0)
     axes.vlines(lane.start_s[outer], y - _BAR / 2, y + _BAR / 2, color=theme.surface, linewidth=1.6)
-    for i in np.flatnonzero(outer & (width > _NAMED)):
+    for i in np.flatnonzero(outer & (width > _NAMED)).tolist():
         place = (float(lane.start_s[i]), y - _BAR / 2)
         axes.annotate(
             str(lane.unit[i]), place, (1, 1), textcoords="offset points", va="bottom", fontsize=8, color=theme.muted

@@ -69,7 +69,9 @@ SUMMARY: dict[str, Figure] = {
     "wire_bytes": Figure("B", "bytes that the transport moved, headers included, all ranks and rounds"),
     "peak_device_bytes": Figure("B", "highest resident memory of a device rank above that after the imports"),
     "round_s_median": Figure("s", "median wall time of a round, evaluation excluded"),
-    "hidden_fraction": Figure("1", "part of the shorter of a plan's transfer and the compute that ran behind the other, 0..1"),
+    "hidden_fraction": Figure(
+        "1", "part of the shorter of a plan's transfer and the compute that ran behind the other, 0..1"
+    ),
     "unaccounted_fraction": Figure("1", "part of the rounds' time that no span covers, on the rank with the most"),
     "weights_sha256": Figure("", "hash of the final weights"),
     "trajectory_sha256": Figure("", "hash of the losses and weights of all rounds, times apart"),

@@ -61,7 +61,9 @@ def columns(reports: Mapping[int, Arrays]) -> dict[str, np.ndarray]:
     rows.sort(key=lambda row: (row[0], row[1], row[4], -row[5]))
     values = zip(*rows, strict=True) if rows else [[] for _ in records.SPAN_COLUMNS]
     return {
-        name: np.array(column, np.str_ if records.SPAN_COLUMNS[name].dtype == "str" else records.SPAN_COLUMNS[name].dtype)
+        name: np.array(
+            column, np.str_ if records.SPAN_COLUMNS[name].dtype == "str" else records.SPAN_COLUMNS[name].dtype
+        )
         for name, column in zip(records.SPAN_COLUMNS, values, strict=True)
     }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_runs import CLOUD_SPANS, DEVICE_SPANS, make_codec, make_run, make_spans
 
 from fedbench.__main__ import main
@@ -16,7 +19,7 @@ from fedbench.base import records
 from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_USER
 from fedbench.base.lanes import lanes
-from fedbench.report import arms, canvas, looks, over_rounds, timeline, trace
+from fedbench.report import arms, bars, canvas, looks, over_rounds, summary, timeline, trace
 from fedbench.report.flights import flights
 from fedbench.results import writer
 from fedbench.run import hidden, memory, spans
@@ -57,9 +60,9 @@ def check_nesting(complete: list[dict[str, Any]]) -> None:
     by_lane = defaultdict(list)
     for event in complete:
         by_lane[event["pid"], event["tid"]].append((round(event["ts"] * 1e3), round(event["dur"] * 1e3)))
-    for bars in by_lane.values():
+    for spans_ in by_lane.values():
         ends: list[int] = []
-        for start, length in sorted(bars, key=lambda bar: (bar[0], -bar[1])):
+        for start, length in sorted(spans_, key=lambda bar: (bar[0], -bar[1])):
             while ends and start >= ends[-1]:
                 ends.pop()
             assert not ends or start + length <= ends[-1], (start, length, ends)
@@ -119,7 +122,7 @@ def test_any_times_are_nested_to_the_nanosecond(seed: int) -> None:
     report = spans.packed(clock)
     columns = spans.columns({0: report, 1: report})
     run = make_run(rounds=3)
-    found = check_format(trace.to_json(records.Run(**{**vars(run), "spans": columns})))
+    found = check_format(trace.to_json(replace(run, spans=columns)))
     assert len(found["X"]) == 2 * len(report["spans"])
     assert 0 <= spans.unaccounted({0: report}) < 1
 
@@ -246,3 +249,19 @@ def test_memory_and_bits_are_drawn_where_they_were_recorded() -> None:
     bare = arms.group([make_run(spans=False)])
     assert over_rounds.memory(bare, looks.LIGHT) is None
     assert over_rounds.bits(bare, looks.LIGHT) is None
+
+
+#: (part of the time outside spans, what `show` says of it)
+OUTSIDE = [(0.0, "0.0 %"), (0.02, "2.0 %"), (0.031, "3.1 %: MORE THAN 2 %")]
+
+
+@pytest.mark.parametrize(("fraction", "told"), OUTSIDE)
+def test_a_run_whose_spans_do_not_add_up_is_marked(fraction: float, told: str) -> None:
+    run = make_run(rounds=4)
+    run = replace(run, summary=run.summary.model_copy(update={"unaccounted_fraction": fraction}))
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(summary.summary_table(run))
+    line = next(line for line in console.export_text().splitlines() if "time outside spans" in line)
+    assert told in line
+    caption = bars.time_split(arms.group([run]), looks.LIGHT).caption
+    assert ("outside all spans: cooperllm" in caption) == (fraction > 0.02) == ("MORE" in line)
