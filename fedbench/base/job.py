@@ -6,11 +6,13 @@ Nothing is read here: `config.py` lays defaults, file and `--set` over each othe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fedbench.base.link import Link
 from fedbench.base.quantity import bit_s, seconds, size_bytes
 
 
@@ -168,6 +170,12 @@ class LinkSection(Section):
     up: Rate | None = Field(None, description="rate from a device to the cloud; unset: no bound")
     latency: Time = Field("0s", description="time of every message on a link besides its bytes, such as 20ms")
     jitter: Time = Field("0s", description="most that is added to it, uniform, drawn from the key")
+
+    @property
+    def link(self) -> Link:
+        """The link that these keys describe."""
+        down, up = (math.inf if rate is None else bit_s(rate) for rate in (self.down, self.up))
+        return Link(down, up, seconds(self.latency), seconds(self.jitter))
 
 
 class ProfileSection(Section):

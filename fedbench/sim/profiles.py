@@ -11,19 +11,7 @@ from typing import NamedTuple
 
 from fedbench.base import quantity
 from fedbench.base.job import Config
-
-
-class Link(NamedTuple):
-    """A device's link: rates in bit/s (infinite: no bound), one-way latency and the most that jitter adds, seconds.
-
-    `joules_per_byte` is what the device's radio takes for a byte either way, NaN where no source says so.
-    """
-
-    down_bit_s: float = math.inf
-    up_bit_s: float = math.inf
-    latency_s: float = 0.0
-    jitter_s: float = 0.0
-    joules_per_byte: float = math.nan
+from fedbench.base.link import Link
 
 
 class Device(NamedTuple):
@@ -36,13 +24,16 @@ class Device(NamedTuple):
 
 #: The names are those of `profile.name`.
 LINKS: Mapping[str, Link] = {
-    "3g": Link(1.5e6, 0.75e6, 40e-3, 0.0, 9.7e-6),
+    "3g": Link(1.5e6, 0.75e6, 40e-3),
     "lte": Link(13e6, 6e6, 20e-3, 10e-3),
     "5g": Link(166.13e6, 21.08e6, 25e-3),
-    "wifi": Link(30e6, 15e6, 2e-3, 0.0, 2.2e-6),
+    "wifi": Link(30e6, 15e6, 2e-3),
     "broadband": Link(83.95e6, 38.32e6, 5e-3),
     "ethernet": Link(1e9, 1e9, 0.1e-3),
 }
+
+#: Energy that a device's radio takes for a byte either way, in joules, where a source says so.
+JOULES_PER_BYTE: Mapping[str, float] = {"3g": 9.7e-6, "wifi": 2.2e-6}
 
 #: The names are those of `profile.device`.
 DEVICES: Mapping[str, Device] = {
@@ -53,15 +44,16 @@ DEVICES: Mapping[str, Device] = {
 
 def link_of(config: Config) -> Link:
     """Return a job's link: its profile's figures, each replaced where `[link]` says another than its default."""
-    own, link = config.link, LINKS[config.profile.name] if config.profile.name else Link()
-    changes: dict[str, float] = {}
-    for name, text in (("down_bit_s", own.down), ("up_bit_s", own.up)):
-        if text is not None:
-            changes[name] = quantity.bit_s(text)
-    for name, text in (("latency_s", own.latency), ("jitter_s", own.jitter)):
-        if quantity.seconds(text):
-            changes[name] = quantity.seconds(text)
-    return link._replace(**changes)
+    own, default = config.link.link, Link()
+    if config.profile.name is None:
+        return own
+    said = {name: value for name, value in own._asdict().items() if value != getattr(default, name)}
+    return LINKS[config.profile.name]._replace(**said)
+
+
+def joules_per_byte(config: Config) -> float:
+    """Return the energy of a byte on a job's links, NaN where it is unknown."""
+    return JOULES_PER_BYTE.get(config.profile.name or "", math.nan)
 
 
 def device_of(config: Config) -> Device:

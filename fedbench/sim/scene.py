@@ -15,8 +15,9 @@ import numpy as np
 from fedbench.base import quantity
 from fedbench.base.errors import ConfigError
 from fedbench.base.job import Config
+from fedbench.base.link import Link
 from fedbench.sim import draws
-from fedbench.sim.profiles import Device, Link, device_of, link_of
+from fedbench.sim.profiles import Device, device_of, joules_per_byte, link_of
 
 _DOWN, _UP = 0, 1
 
@@ -39,6 +40,7 @@ class Scene(NamedTuple):
     spread: float = 0.0
     dropout: float = 0.0
     deadline_s: float = math.inf
+    joules_per_byte: float = math.nan
 
     def present(self, round_: int, devices: Sequence[int]) -> tuple[int, ...]:
         """Return those of a round's devices that have not dropped out of it, in their order."""
@@ -65,7 +67,7 @@ class Scene(NamedTuple):
 
     def joules(self, flops: float, bytes_: float) -> float:
         """Return the energy of a device's operations and bytes; NaN where a figure is unknown."""
-        return flops * self.device.joules_per_flop + bytes_ * self.link.joules_per_byte
+        return flops * self.device.joules_per_flop + bytes_ * self.joules_per_byte
 
 
 def scene_of(config: Config) -> Scene | None:
@@ -95,4 +97,5 @@ def scene_of(config: Config) -> Scene | None:
         spread=own.spread,
         dropout=own.dropout,
         deadline_s=math.inf if own.deadline_s is None else own.deadline_s,
+        joules_per_byte=joules_per_byte(config),
     )
