@@ -90,6 +90,7 @@ class Lab:
     seed: int
     rounds: int
     devices: int
+    sampled: int
     local_steps: int
     perturbations: int
     epsilon: float
@@ -162,6 +163,9 @@ class Algorithm(ABC):
     @abstractmethod
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """Bring this replica's weights up to date."""
+
+    def skip(self, round_: Round, plan: Arrays) -> None:  # noqa: B027  (most methods keep nothing)
+        """End the round where nobody answered: keep what later rounds need of its plan, drop what was half done."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what must survive a stop besides the weights; nothing by default. Every rank gets it back."""

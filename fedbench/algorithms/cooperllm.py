@@ -139,6 +139,11 @@ class CooperLLM(ScalarMethod):
         terms = Terms(keys, (round_.lr * z_coef).astype(np.float32), guide, factor)
         self.replay_ops += subtract(self.lab.trainable, terms, gaussian=self.lab.gaussian)
 
+    def skip(self, round_: Round, plan: Arrays) -> None:
+        """Keep the guides, which may serve later rounds."""
+        if plan:
+            self._guides.span(plan)
+
     def state(self) -> dict[str, np.ndarray]:
         """Return the guides where they serve several rounds."""
         return self._guides.state()

@@ -135,6 +135,11 @@ class CooperLLMPlus(ScalarMethod):
         self.replay_ops += subtract(self._y, y_terms, gaussian=lab.gaussian)
         self.replay_ops += subtract(self._z, Terms(v, z_coef, guide, factor), gaussian=lab.gaussian)
 
+    def skip(self, round_: Round, plan: Arrays) -> None:
+        """Keep the guides, which may serve later rounds."""
+        if plan:
+            self._guides.span(plan)
+
     def state(self) -> dict[str, np.ndarray]:
         """Return the guides where they serve several rounds."""
         return self._guides.state()

@@ -86,7 +86,12 @@ class Inbox(Mapping[str, np.ndarray]):
     @property
     def coded_bytes(self) -> int:
         """Payload bytes as they travelled, headers excluded; waits for all units."""
-        return sum(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
+        return sum(self.unit_bytes)
+
+    @property
+    def unit_bytes(self) -> tuple[int, ...]:
+        """The same unit by unit."""
+        return tuple(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
 
     def _arrived(self, index: int) -> np.ndarray:
         buffer, request = self._frames[index]

@@ -95,7 +95,8 @@ def test_an_evaluation_is_that_of_the_plain_model_and_changes_nothing() -> None:
 
 
 def test_every_column_of_the_record_is_filled_by_somebody() -> None:
-    tiny = Tiny(make("cooperllm", QUICK, evaluated=8))
+    known = {"link.clock": "virtual", "profile.name": "wifi", "profile.device": "raspberry-pi-4"}
+    tiny = Tiny(make("cooperllm", QUICK | known, evaluated=8))
     tiny.run()
     missing = {"zero_fraction", "device_loss", "cloud_loss", "query_radius", "lr"}
     assert set(tiny.metrics.rows[-1]) == set(records.ROUND_COLUMNS)
