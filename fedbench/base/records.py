@@ -73,7 +73,9 @@ DEVICE_COLUMNS: dict[str, Column] = {
     "flops": Column("f8", "FLOP", "floating-point operations of this device"),
     "compute_s": Column("f8", "s", "wall time of this device's compute"),
     "answered": Column("i4", "1", "1: what it sent counted; 0: it dropped out or came too late"),
-    "sim_s": Column("f8", SIMULATED, "answer after the start of its last exchange on the virtual clock; NaN: dropped out"),
+    "sim_s": Column(
+        "f8", SIMULATED, "answer after the start of its last exchange on the virtual clock; NaN: dropped out"
+    ),
     "sim_energy_j": Column("f8", "J", "energy of this device in this round"),
 }
 

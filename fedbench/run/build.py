@@ -201,6 +201,8 @@ def construct(job: Job) -> Built:
     trainable = select(cut, part)
     if c.model.dtype == "bfloat16":
         narrow(cut)
+    if scene is not None:
+        scene.check_memory(cut.residency.bytes_held() or sum(p.nbytes for p in cut.parameters()))
     rows = private_rows(c, splits.train)
     meter = account.Meter()
     lab = _lab(job, splits, rows, cut, trainable, meter)
@@ -210,9 +212,7 @@ def construct(job: Job) -> Built:
     return Built(job, splits, cut, trainable, job.method(job.settings, lab), lab, scene)
 
 
-def _lab(
-    job: Job, splits: Splits, private: PrivateRows, cut: Cut, trainable: Trainable, meter: account.Meter
-) -> Lab:
+def _lab(job: Job, splits: Splits, private: PrivateRows, cut: Cut, trainable: Trainable, meter: account.Meter) -> Lab:
     c = job.config
     seed = c.run.seed
 

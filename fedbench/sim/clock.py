@@ -92,7 +92,9 @@ class RoundClock:
         hop = scene.trunk_latency_s if scene.tree else 0.0
         free = began + load.reply_bytes / paths.trunk
         ready = [x + hop for x in pipeline.crossed(free, [self.now] * units.size, list(units / paths.trunk))]
-        first = free + (hop if load.reply_bytes else 0.0) + paths.seconds(paths.down, load.missed_bytes + load.reply_bytes)
+        first = (
+            free + (hop if load.reply_bytes else 0.0) + paths.seconds(paths.down, load.missed_bytes + load.reply_bytes)
+        )
         arrived = pipeline.crossed(first, ready, [paths.seconds(paths.down, u) for u in units])
         done = pipeline.makespan([x + lag for x in arrived], [p * compute for p in part])
         sent = paths.seconds(paths.up, load.up_bytes) + scene.latency(self.round, self.exchange, devices, up=True)
@@ -129,9 +131,7 @@ class RoundClock:
         serving = np.bincount(paths.edge, minlength=scene.edges) > 0
         self.now = began + float((closed + sums / paths.trunk)[serving].max()) + scene.trunk_latency_s
 
-    def _account(
-        self, answer: np.ndarray, soonest: np.ndarray, compute: np.ndarray, load: Load, paths: _Paths
-    ) -> None:
+    def _account(self, answer: np.ndarray, soonest: np.ndarray, compute: np.ndarray, load: Load, paths: _Paths) -> None:
         """Add the stages of the last device that came in time, and the wait for a deadline."""
         scene, in_time = self.scene, answer <= self.scene.deadline_s
         if not in_time.any():
@@ -150,7 +150,9 @@ class RoundClock:
             stages["trunk"] += (whole + load.reply_bytes) / paths.trunk + above
         wait = scene.deadline_s - float(answer[i]) if not in_time.all() else 0.0
         rest = float(soonest[in_time].max()) + (scene.trunk_latency_s if scene.tree else 0.0)
-        self.times = self.times.plus(**stages, wait=wait, bound=max(0.0, rest - load.plan_flops / scene.cloud_flops_per_s))
+        self.times = self.times.plus(
+            **stages, wait=wait, bound=max(0.0, rest - load.plan_flops / scene.cloud_flops_per_s)
+        )
 
 
 def _paths(scene: Scene, devices: np.ndarray) -> _Paths:

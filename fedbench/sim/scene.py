@@ -65,6 +65,14 @@ class Scene(NamedTuple):
         drawn = draws.uniform(self.seed, "jitter", numbers, devices) if jitter else np.zeros(devices.size)
         return self.link.latency_s + jitter * drawn
 
+    def check_memory(self, weights_bytes: int) -> None:
+        """Raise ConfigError where the weights that a device holds at a time don't fit into its memory."""
+        if weights_bytes > self.device.memory_bytes:
+            raise ConfigError(
+                f"profile.memory: a device has {self.device.memory_bytes:,.0f} B, its weights take {weights_bytes:,} B; "
+                "allowed: more, a smaller model, or model.mapped = true, which holds one stage at a time."
+            )
+
     def joules(self, flops: float, bytes_: float) -> float:
         """Return the energy of a device's operations and bytes; NaN where a figure is unknown."""
         return flops * self.device.joules_per_flop + bytes_ * self.joules_per_byte

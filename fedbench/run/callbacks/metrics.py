@@ -6,6 +6,7 @@ Lives on rank 0. It reads the model and never changes it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
@@ -41,7 +42,7 @@ class Metrics:
         self._clock = clock
         self._config = built.job.config
         self.rows: list[dict[str, float]] = []
-        self.device_rows: list[dict[str, list[float]]] = []
+        self.device_rows: list[dict[str, Sequence[float]]] = []
         self.probe_accuracy: float | None = None
         self.traffic = runner.traffic
         self._scalars = self._zeros = 0
