@@ -20,7 +20,7 @@ from fedbench.base.arrays import Arrays
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 
@@ -86,7 +86,7 @@ def weights_sha256(trainable: Trainable) -> str:
 class Runner:
     """One rank's part in a run."""
 
-    def __init__(self, built: Built, star: Star, clock: Clock) -> None:
+    def __init__(self, built: Built, star: Topology, clock: Clock) -> None:
         self.built = built
         self.star = star
         self.clock = clock
@@ -148,7 +148,7 @@ class Runner:
                 with clock.span("cloud"):
                     made = algorithm.plan(at)
                 outcome.cloud_flops += self.built.lab.meter.take()
-            inbox = star.down("plan", plan_units, made, place)
+            inbox = star.down("plan", plan_units, made, place, devices=at.devices)
             plan = self.built.cut.residency.arrays(inbox)
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
@@ -166,7 +166,7 @@ class Runner:
         reply_units = algorithm.reply_units(at)
         if not reply_units:
             return again, plan
-        answered = star.down("reply", reply_units, reply, place, Note(again=again))
+        answered = star.down("reply", reply_units, reply, place, Note(again=again), at.devices)
         again = answered.note.again
         with clock.span("apply"):
             algorithm.apply(at, plan, answered)
