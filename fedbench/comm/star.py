@@ -64,6 +64,11 @@ class Star:
         return self.peers[device % len(self.peers)]
 
     @property
+    def moved_bytes(self) -> int:
+        """Bytes of all messages, each once: the cloud is an end of every one."""
+        return self.transport.moved_bytes
+
+    @property
     def _parent(self) -> int:
         """The rank that this one has everything from and sends everything to."""
         return 0
@@ -133,13 +138,7 @@ class Star:
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
-        waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
-
-        def missing(left: Sequence[int]) -> str:
-            senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
-            return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
-
-        self._mail.wait_for([request for _, request in waiting], missing, self._patience)
+        self._wait_for_all(inboxes)
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
         """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
@@ -148,7 +147,7 @@ class Star:
         if self.is_cloud:
             for rank in range(1, self.transport.size):
                 inboxes[rank] = self._post(rank - 1, rank, rank, units, place, self.transport.name_of(rank))
-            self.gather(inboxes)
+            self._wait_for_all(inboxes)
         else:
             rank = self.transport.rank
             self._send_up(rank - 1, 0, units, arrays, place._replace(device=rank), note, links=())
@@ -169,6 +168,15 @@ class Star:
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
         self._mail.finish(lambda: [self._settle(slot) for slot in list(self._receiving)])
+
+    def _wait_for_all(self, inboxes: Mapping[int, Inbox]) -> None:
+        waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
+
+        def missing(left: Sequence[int]) -> str:
+            senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
+            return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
+
+        self._mail.wait_for([request for _, request in waiting], missing, self._patience)
 
     def _await_down(self, inbox: Inbox, channel: str, index: int, unit: Unit, devices: Sequence[int]) -> None:
         """Post the receive of the next unit of an inbox.

@@ -36,6 +36,10 @@ class Topology(Protocol):
     def peers(self) -> Sequence[int]:
         """Ranks that host devices."""
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that the cloud knows to have been moved between any two ranks, headers included, each message once."""
+
     def host_of(self, device: int) -> int:
         """Return the rank that hosts a device."""
 

@@ -7,7 +7,7 @@ lie between edges and devices, between cloud and edges is the bare transport.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -52,11 +52,17 @@ class Tree(Star):
         self._chunk_bytes = chunk_bytes
         self._is_edge = transport.rank in self._edges
         self._uploads: list[tuple[Sequence[Piece], PassedOn]] = []
+        self._below_bytes = 0
 
     @property
     def peers(self) -> range:
         """Ranks that host devices."""
         return range(self._edges.stop, self.transport.size)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of all messages, each once: of those between edges and devices the cloud knows every frame's size."""
+        return self.transport.moved_bytes + self._below_bytes
 
     @property
     def _parent(self) -> int:
@@ -101,6 +107,11 @@ class Tree(Star):
                 inboxes[device].put(index, *coming[device, index])
         return inboxes
 
+    def gather(self, inboxes: Mapping[int, Inbox]) -> None:
+        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        super().gather(inboxes)
+        self._below_bytes += sum(request.received_bytes for inbox in inboxes.values() for request in inbox.requests)
+
     def wait(self, requests: Sequence[Request], what: str) -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`, and at an edge for which devices."""
         self._mail.wait_for(requests, lambda _: f"{self._name()} still waits for {what}{self._late()}.")
@@ -126,6 +137,11 @@ class Tree(Star):
             if not request.done()
         }
         return f", and for {', '.join(late)}" if late else ""
+
+    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, devices: Sequence[int]) -> None:
+        super()._send_down(slot, packed, tag, devices)
+        if self.is_cloud:
+            self._below_bytes += packed.size * len(self.peers)
 
     def _relayed(
         self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]

@@ -115,7 +115,7 @@ class Runner:
         """Play one round on this rank."""
         algorithm, devices = self.built.algorithm, self.built.sampled(number)
         self.clock.begin(number)
-        start, moved = time.perf_counter(), self.star.transport.moved_bytes
+        start, moved = time.perf_counter(), self.star.moved_bytes
         lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
         outcome = Outcome(number, lr, devices=devices)
         replayed = algorithm.replay_ops
@@ -131,7 +131,7 @@ class Runner:
         outcome.replay_ops = algorithm.replay_ops - replayed
         outcome.query_radius = algorithm.query_radius
         outcome.cloud_loss = algorithm.cloud_loss
-        outcome.wire_bytes = self.star.transport.moved_bytes - moved
+        outcome.wire_bytes = self.star.moved_bytes - moved
         outcome.round_s = time.perf_counter() - start
         if self.star.is_cloud:
             self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())

@@ -29,6 +29,7 @@ class Hub:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.moved = [0] * size
         self.boxes: dict[tuple[int, int, int, str], deque[Message]] = {}
 
     def meet(self, source: int, target: int, tag: int, mine: Message, *, sending: bool) -> Message:
@@ -43,6 +44,8 @@ class Hub:
         taker.buffer[: giver.buffer.size] = giver.buffer
         taker.received_bytes = giver.buffer.size
         mine.complete = other.complete = True
+        for rank in (source, target):
+            self.moved[rank] += giver.buffer.size
         return mine
 
 
@@ -51,8 +54,12 @@ class Rank:
 
     def __init__(self, hub: Hub, rank: int) -> None:
         self.hub, self.rank, self.size = hub, rank, hub.size
-        self.moved_bytes = self.open_requests = 0
+        self.open_requests = 0
         self.takes_threads = True
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.hub.moved[self.rank]
 
     def send(self, buffer: np.ndarray, peer: int, tag: int) -> Message:
         return self.hub.meet(self.rank, peer, tag, Message(buffer), sending=True)
