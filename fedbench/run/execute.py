@@ -21,7 +21,8 @@ from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
-from fedbench.comm.star import Star
+from fedbench.comm.connect import connect
+from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, launch
 from fedbench.run.build import Built, Job, construct
@@ -31,6 +32,7 @@ from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
 from fedbench.run.memory import Evaluating, Memory
 from fedbench.run.runner import Observer, Runner, weights_sha256
+from fedbench.sim.profiles import link_of
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -95,7 +97,11 @@ class Execution:
         if isinstance(built, int):
             return built
         job = built.job
-        star = Star(self._transport, job.codec, job.config.comm.deadline_s, self._clock)
+        config = job.config
+        link = link_of(config)
+        star = connect(
+            self._transport, self._clock, job.codec, config.comm, config.link, config.run.seed, lambda _: link
+        )
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))
@@ -125,7 +131,7 @@ class Execution:
         assert built is not None
         return built
 
-    def _run(self, built: Built, star: Star, options: Options) -> int:
+    def _run(self, built: Built, star: Topology, options: Options) -> int:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())

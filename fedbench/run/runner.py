@@ -20,7 +20,7 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 from fedbench.run.callbacks.traffic import Traffic
@@ -65,13 +65,15 @@ def weights_sha256(trainable: Trainable) -> str:
 class Runner:
     """One rank's part in a run."""
 
-    def __init__(self, built: Built, star: Star, clock: Clock) -> None:
+    def __init__(self, built: Built, star: Topology, clock: Clock) -> None:
         self.built = built
         self.star = star
         self.clock = clock
         self.trajectory = Trajectory()
         self.next_round = 0
-        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up)
+        comm = built.job.config.comm
+        edges = comm.edges if comm.topology == "tree" else 0
+        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up, edges)
         self.virtual: Virtual | None = None
         if built.scene is not None:
             self.virtual = Virtual(built.scene, self.traffic, built.job.config.run.train_every)
@@ -98,7 +100,7 @@ class Runner:
         """Play one round on this rank."""
         algorithm, virtual = self.built.algorithm, self.virtual
         self.clock.begin(number)
-        start, moved = time.perf_counter(), self.star.transport.moved_bytes
+        start, moved = time.perf_counter(), self.star.moved_bytes
         lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
         outcome = Outcome(number, lr, devices=self.built.sampled(number))
         outcome.begin(outcome.devices if virtual is None else virtual.begin(outcome))
@@ -115,7 +117,7 @@ class Runner:
         outcome.replay_ops = algorithm.replay_ops - replayed
         outcome.query_radius = algorithm.query_radius
         outcome.cloud_loss = algorithm.cloud_loss
-        outcome.wire_bytes = self.star.transport.moved_bytes - moved
+        outcome.wire_bytes = self.star.moved_bytes - moved
         outcome.round_s = time.perf_counter() - start
         if self.star.is_cloud:
             self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())
@@ -144,7 +146,7 @@ class Runner:
                 with clock.span("cloud"):
                     made = algorithm.plan(at)
                 plan_flops = self.built.lab.meter.take()
-            sent = star.down("plan", plan_units, made, place)
+            sent = star.down("plan", plan_units, made, place, devices=at.devices)
             plan = self.built.cut.residency.arrays(sent)
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
@@ -166,7 +168,7 @@ class Runner:
         reply_units = algorithm.reply_units(came)
         reply_bytes = 0
         if reply_units:
-            answered = star.down("reply", reply_units, reply, place, Note(again=again))
+            answered = star.down("reply", reply_units, reply, place, Note(again=again), came.devices)
             again = answered.note.again
             with clock.span("apply"):
                 algorithm.apply(came, plan, answered)
@@ -192,7 +194,8 @@ class Runner:
                 in_time = virtual.answers(at, counted, outcome).astype(np.uint8)
         if virtual is not None and virtual.scene.deadline_s < math.inf and at.devices:
             unit = Unit("in_time", in_time.shape, "|u1")
-            told = star.down("in time", [unit], {unit.name: in_time}, Place(at.number, at.exchange, -1, 0))
+            made = {unit.name: in_time} if star.is_cloud else None
+            told = star.down("in time", [unit], made, Place(at.number, at.exchange, -1, 0), devices=at.devices)
             in_time = np.array(told[unit.name])
         outcome.leave_out(in_time.astype(bool))
         return at._replace(devices=outcome.in_force)

@@ -74,6 +74,7 @@ class Metrics:
             "query_radius": outcome.query_radius,
             "uplink_bytes": _whole_mean(list(compress(outcome.up_bytes, here))),
             "downlink_bytes": _whole_mean(list(compress(outcome.down_bytes, here))),
+            "edge_bytes": self.traffic.to_edges(),
             "wire_bytes": outcome.wire_bytes,
             "device_flops": _mean(list(compress(outcome.flops, here)), 0.0),
             "cloud_flops": outcome.cloud_flops,
