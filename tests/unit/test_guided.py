@@ -17,12 +17,15 @@ from fedbench.algorithms.cooperllm import Settings as CooperSettings
 from fedbench.algorithms.cooperllm_plus import CooperLLMPlus
 from fedbench.algorithms.cooperllm_plus import Settings as PlusSettings
 from fedbench.base.errors import ConfigError, NumericsError
+from fedbench.models.trainable import Tensor
 from fedbench.run.build import Built
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
 from fedbench.zo.estimate import regressed
 from fedbench.zo.guide import by_class, mean_gradient, unit_guides
-from fedbench.zo.span import Layout, Span
+from fedbench.zo.layout import Cutting, Layout
+from fedbench.zo.ranges import Guide
+from fedbench.zo.span import Span
 
 SMALL: dict[str, Any] = {"model.trainable": "bitfit", "data.public_per_class": 20, "zo.perturbations": 2}
 KINDS = {"public": 1, "batches": 3, "classes": 4, "layers": 7, "random": 1}
@@ -32,7 +35,7 @@ N = 64
 def guides_of(built: Built) -> np.ndarray:
     """Return the guides that the cloud would send now, one row each over all trainable entries, float64 [m, n]."""
     method: Any = built.algorithm
-    plan = method.plan(Round(0, 0, built.sampled(0), 0.1))
+    _, plan = method._guides.whole(Round(0, 0, built.sampled(0), 0.1))
     layout = method._guides.layout
     rows = []
     for j in range(layout.count):
@@ -42,6 +45,14 @@ def guides_of(built: Built) -> np.ndarray:
             parts[t.name] = plan[layout.name(j, t)] if own else np.zeros(tuple(t.parameter.shape))
         rows.append(flat(parts))
     return np.stack(rows)
+
+
+def written_out(guide: Guide, tensor: Tensor) -> np.ndarray:
+    """Return a guide's part in a tensor, flat, zeros written out."""
+    whole = np.zeros(tensor.size, np.float32)
+    for low, high, values in guide.pieces(tensor, 0, tensor.size):
+        whole[low:high] = values if values.size else 0.0
+    return whole
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,10 +107,10 @@ def test_a_mix_of_guides_is_their_weighted_sum() -> None:
         built = make("cooperllm", SMALL | {"method.cooperllm.guide": kind, "method.cooperllm.guides": 3})
         method: Any = built.algorithm
         plan = method.plan(Round(0, 0, built.sampled(0), 0.1))
-        span = Span(method._guides.layout, plan)
+        span = Span(Cutting(method._guides.layout, plan), plan)
         coef = np.random.default_rng(m).standard_normal(m)
-        arrays, factor = span.mix(coef)
-        mixed = factor * flat({t.name: arrays[t.name] for t in built.trainable})
+        guide, factor = span.mix(coef)
+        mixed = factor * flat({t.name: written_out(guide, t) for t in built.trainable})
         np.testing.assert_allclose(mixed, coef @ guides_of(built), atol=1e-6, err_msg=kind)
 
 
