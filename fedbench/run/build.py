@@ -240,4 +240,5 @@ def _lab(
         private=private,
         public=public,
         public_rows=public_rows,
+        guide_lag=c.comm.guide_lag,
     )
