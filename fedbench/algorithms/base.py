@@ -88,6 +88,7 @@ class Lab:
 
     `private(round, step, device)` and `public(round, step)` return batches that depend on
     their arguments and the seed alone; `public_rows()` returns the whole public set in batches.
+    `kept(units, coded)` returns the units of an earlier message, coded as they travelled (`Coded`).
     """
 
     seed: int
@@ -104,6 +105,7 @@ class Lab:
     public: Callable[[int, int], Batch]
     public_rows: Callable[[], Sequence[Batch]]
     guide_lag: int = 0
+    kept: Callable[[Sequence[Unit], Arrays], Arrays] = lambda _, coded: coded
 
     @property
     def gaussian(self) -> bool:

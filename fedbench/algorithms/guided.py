@@ -14,15 +14,13 @@ from pydantic import Field
 
 from fedbench.algorithms.base import CLOUD, Lab, Round
 from fedbench.algorithms.base import Settings as BaseSettings
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.arrays import Arrays, Coded, Unit
 from fedbench.base.errors import NumericsError
 from fedbench.base.rng import generator, key
-from fedbench.comm.inbox import Inbox, Kept
 from fedbench.data.rows import Batch
 from fedbench.zo.guide import by_class, mean_gradient, unit_guides
 from fedbench.zo.layout import Cutting, Layout, row_sparse
 from fedbench.zo.span import Span
-
 
 #: How the names of their state begin: units as they travelled, their outline, and guides that only the cloud has.
 _GUIDE, _OUTLINE, _AHEAD = "guide/", "outline/", CLOUD + "ahead/"
@@ -143,7 +141,7 @@ class Guides:
         state: dict[str, np.ndarray] = {}
         span = self._span
         if self._settings.guide_every != 1 and span is not None:
-            assert isinstance(span.units, Inbox | Kept)
+            assert isinstance(span.units, Coded)
             state |= {_GUIDE + name: frame for name, frame in span.units.coded().items()}
             state |= {_OUTLINE + name: rows for name, rows in span.cutting.outline.items()}
         if self._ahead is not None:
@@ -160,7 +158,7 @@ class Guides:
         )
         if frames:
             cutting = Cutting(self.layout, outline)
-            self._span = Span(cutting, Kept(cutting.units(), frames))
+            self._span = Span(cutting, self._lab.kept(cutting.units(), frames))
         if ahead:
             number, loss = ahead.pop("")
             self._ahead = _Made(int(number), float(loss), ahead)

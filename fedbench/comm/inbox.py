@@ -17,9 +17,6 @@ from fedbench.codec import frame
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 
-#: Decoded copies that an inbox keeps at a time: the latest. Views of raw frames cost nothing and are all kept.
-DECODED_UNITS = 1
-
 
 class Waiter(Protocol):
     """Who waits for an inbox's requests: a topology, which knows deadline and names."""
@@ -31,7 +28,10 @@ class Waiter(Protocol):
 
 
 class Inbox(Mapping[str, np.ndarray]):
-    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
+    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it.
+
+    The latest decoded copy is kept, and every view of a raw frame, which costs nothing.
+    """
 
     def __init__(self, waiter: Waiter, codec: int, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
         self._waiter = waiter

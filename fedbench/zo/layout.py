@@ -81,7 +81,7 @@ class Layout:
         for part in parts:
             used |= part.reshape(total, columns).any(axis=1)
         rows = np.flatnonzero(used).astype(np.int32)
-        less = 0 < len(rows) and len(rows) * (len(parts) * columns + 1) < len(parts) * tensor.size
+        less = len(rows) > 0 and len(rows) * (len(parts) * columns + 1) < len(parts) * tensor.size
         return rows if less else rows[:0]
 
 
@@ -113,7 +113,7 @@ class Cutting:
 
     def units(self) -> list[Unit]:
         """Return what travels, tensor by tensor in forward order; several guides' tiles of the same place together."""
-        found = []
+        found: list[Unit] = []
         for tensor in self.layout.trainable:
             for tiles in zip(*(self.tiles(j, tensor) for j in self.layout.of(tensor)), strict=True):
                 found.extend(Unit(tile.name, (tile.end - tile.first,)) for tile in tiles)
@@ -121,7 +121,7 @@ class Cutting:
 
     def cut(self, guides: Arrays) -> dict[str, np.ndarray]:
         """Return all units of guides given as whole arrays by the layout's names; views where a tensor is sent whole."""
-        units = {}
+        units: dict[str, np.ndarray] = {}
         for tensor in self.layout.trainable:
             rows, columns = self.rows(tensor), columns_of(tensor)
             for j in self.layout.of(tensor):

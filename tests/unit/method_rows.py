@@ -62,10 +62,14 @@ class Costs:
 
     def guide_bytes(self) -> int:
         """Return the bytes of a guide: of tokens and label words, only the rows that public texts and classes use."""
-        tokens, words = len(np.unique(self.built.splits.public.ids)), self.built.cut.classes
+        names = {t.name for t in self.built.trainable}
         table, width = self.built.cut.backbone.tokens.weight.shape
-        unused = 2 * table - tokens - words
-        return SCALAR * (self.entries - unused * width + tokens + words)
+        used = {"tokens": len(np.unique(self.built.splits.public.ids)), "lm_head": self.built.cut.classes}
+        sent = self.entries
+        for name, rows in used.items():
+            if f"backbone.{name}.weight" in names:
+                sent -= (table - rows) * width - rows
+        return SCALAR * sent
 
     def spry_uplinks(self, number: int) -> list[int]:
         """Return the bytes of each sampled device's tensors: one group a tensor, shared out in turn, shifted each round."""

@@ -101,6 +101,7 @@ def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) ->
     built = make(method, COUNTED | {"model.trainable": part})
     round_ = Round(0, 0, built.sampled(0), 0.1)
     plan = built.algorithm.plan(round_)
+    built.algorithm.learn(plan)
     before = weights(built.trainable)
     state = {name: tensor.clone() for name, tensor in built.cut.state_dict().items()}
     uploads = [built.algorithm.local(round_, device, plan) for device in round_.devices]
@@ -123,7 +124,7 @@ class Log:
 
     def _note(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         guides = getattr(self._built.algorithm, "_guides", None)
-        if guides is not None and guides.units(round_):
+        if guides is not None and plan:
             guide, _ = guides.span(plan).mix(np.ones(1))
             plan = {t.name: written_out(guide, t) for t in self._built.trainable}
         copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (plan, reply))
