@@ -6,15 +6,31 @@ Nothing is read here: `config.py` lays defaults, file and `--set` over each othe
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from fedbench.base.link import Link
+from fedbench.base.quantity import bit_s, seconds
 
 
 class Section(BaseModel):
     """Base of all tables: frozen, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+#: A rate such as 100Mbit/s, and a time such as 20ms: text that `quantity` reads, kept as it was written.
+Rate = Annotated[str, AfterValidator(lambda text: _read(bit_s, text))]
+Time = Annotated[str, AfterValidator(lambda text: _read(seconds, text))]
+
+
+def _read(reader: Callable[[str], float], text: str) -> str:
+    """Return the text; ValueError where it can't be read."""
+    reader(text)
+    return text
 
 
 class RunSection(Section):
@@ -130,7 +146,32 @@ class CommSection(Section):
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
     )
+    progress: Literal["none", "poll", "thread"] = Field(
+        "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
+    )
+    poll_interval: Time = Field("1ms", description="time between two such calls at least, such as 1ms")
+    chunk_bytes: int = Field(1 << 20, ge=4096, le=1 << 30, description="bytes of a bundle of uploads from an edge")
+    topology: Literal["star", "tree"] = Field("star", description="tree: edges between the cloud and the devices")
+    edges: int = Field(2, ge=1, description="edges of a tree; a small world makes fewer of its ranks edges")
     deadline_s: float = Field(300.0, gt=0, description="longest wait for a message before all ranks end")
+
+
+class LinkSection(Section):
+    """[link]"""
+
+    clock: Literal["none", "paced", "virtual"] = Field(
+        "none", description="links: none: the bare transport; paced: held back in real time; virtual: a simulated clock"
+    )
+    down: Rate | None = Field(None, description="rate from the cloud to a device, such as 100Mbit/s; unset: no bound")
+    up: Rate | None = Field(None, description="rate from a device to the cloud; unset: no bound")
+    latency: Time = Field("0s", description="time of every message on a link besides its bytes, such as 20ms")
+    jitter: Time = Field("0s", description="most that is added to it, uniform, drawn from the key")
+
+    @property
+    def link(self) -> Link:
+        """The link that these keys describe."""
+        down, up = (math.inf if rate is None else bit_s(rate) for rate in (self.down, self.up))
+        return Link(down, up, seconds(self.latency), seconds(self.jitter))
 
 
 class ResultsSection(Section):
@@ -150,6 +191,7 @@ class Config(Section):
     zo: ZoSection = ZoSection()
     method: dict[str, Any]
     comm: CommSection = CommSection()
+    link: LinkSection = LinkSection()
     results: ResultsSection = ResultsSection()
 
     @property
@@ -161,5 +203,8 @@ class Config(Section):
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "comm.deadline_s"})
 
-#: Keys that change times and files but never the numbers of a run.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {"run.ranks", "model.mapped"}
+#: Keys that change times and files but never the numbers of a run. Those of [link] are not among them: a virtual clock
+#: decides who comes too late.
+OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {
+    "run.ranks", "model.mapped", "comm.progress", "comm.poll_interval", "comm.chunk_bytes", "comm.topology", "comm.edges",
+}  # fmt: skip

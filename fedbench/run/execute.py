@@ -22,7 +22,8 @@ from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
-from fedbench.comm.star import Star
+from fedbench.comm.connect import connect
+from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, launch
 from fedbench.run.build import Built, Job, construct
@@ -96,7 +97,8 @@ class Execution:
         if isinstance(built, int):
             return built
         job = built.job
-        star = Star(self._transport, job.codec, job.config.comm.deadline_s, self._clock)
+        config = job.config
+        star = connect(self._transport, self._clock, job.codec, config.comm, config.link, config.run.seed)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))
@@ -126,10 +128,11 @@ class Execution:
         assert built is not None
         return built
 
-    def _run(self, built: Built, star: Star, options: Options) -> int:
+    def _run(self, built: Built, star: Topology, options: Options) -> int:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        built.lab.stream.poll = star.poll
         runner = Runner(built, star, clock)
         metrics = Metrics(built, runner, clock)
         store = options.checkpoints(job)

@@ -12,7 +12,7 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import NO_NOTE, Place
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.memory import PHASES, Memory, device_peak, memory_columns
 from fedbench.run.runner import Runner, weights_sha256
@@ -28,7 +28,7 @@ class Ranks(NamedTuple):
     apart: bool = True
 
 
-def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
+def gather_ranks(star: Topology, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
     """Return every rank's memory and spans on rank 0; WireError where a replica's weights differ from the cloud's."""
     mine_spans = list(clock.spans)
     most, together = star.agree([len(mine_spans), int(not memory.apart)], "report their spans")

@@ -20,7 +20,7 @@ from fedbench.base.arrays import Arrays
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 
@@ -86,7 +86,7 @@ def weights_sha256(trainable: Trainable) -> str:
 class Runner:
     """One rank's part in a run."""
 
-    def __init__(self, built: Built, star: Star, clock: Clock) -> None:
+    def __init__(self, built: Built, star: Topology, clock: Clock) -> None:
         self.built = built
         self.star = star
         self.clock = clock
@@ -115,7 +115,7 @@ class Runner:
         """Play one round on this rank."""
         algorithm, devices = self.built.algorithm, self.built.sampled(number)
         self.clock.begin(number)
-        start, moved = time.perf_counter(), self.star.transport.moved_bytes
+        start, moved = time.perf_counter(), self.star.moved_bytes
         lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
         outcome = Outcome(number, lr, devices=devices)
         replayed = algorithm.replay_ops
@@ -131,7 +131,7 @@ class Runner:
         outcome.replay_ops = algorithm.replay_ops - replayed
         outcome.query_radius = algorithm.query_radius
         outcome.cloud_loss = algorithm.cloud_loss
-        outcome.wire_bytes = self.star.transport.moved_bytes - moved
+        outcome.wire_bytes = self.star.moved_bytes - moved
         outcome.round_s = time.perf_counter() - start
         if self.star.is_cloud:
             self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())
@@ -162,7 +162,7 @@ class Runner:
         reply_units = algorithm.reply_units(at)
         if not reply_units:
             return again, plan
-        answered = star.down("reply", reply_units, reply, place, Note(again=again))
+        answered = star.down("reply", reply_units, reply, place, Note(again=again), at.devices)
         again = answered.note.again
         with clock.span("apply"):
             algorithm.apply(at, plan, answered)
@@ -179,11 +179,11 @@ class Runner:
                 made = algorithm.plan(at)
             outcome.cloud_flops += self.built.lab.meter.take()
         if outline_units:
-            outline = star.down("outline", outline_units, made, place)
+            outline = star.down("outline", outline_units, made, place, devices=at.devices)
             algorithm.learn(outline)
             outcome.plan_bytes += outline.coded_bytes if star.is_cloud else 0
         plan_units = algorithm.plan_units(at)
-        return star.down("plan", plan_units, made, place) if plan_units else None
+        return star.down("plan", plan_units, made, place, devices=at.devices) if plan_units else None
 
     def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""

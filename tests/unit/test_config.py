@@ -68,6 +68,12 @@ BAD_FILES: list[tuple[str, list[str]]] = [
     ("[zo]\nepsilon = '1e-3'", ["zo.epsilon: found '1e-3'", "valid number"]),
     ("[comm]\nlz4 = 1", ["comm.lz4: found 1", "valid boolean"]),
     ("[comm]\ndeadline_s = 0", ["comm.deadline_s: found 0", "greater than 0"]),
+    ("[comm]\npoll_interval = '1'", ["comm.poll_interval: found '1'", "20ms", "us, ms, s, min"]),
+    ("[comm]\npoll_interval = 1.0", ["comm.poll_interval: found 1.0", "valid string"]),
+    ("[link]\ndown = '100 Mbit'", ["link.down: found '100 Mbit'", "100Mbit/s", "Gbit/s"]),
+    ("[link]\nup = '0bit/s'", ["link.up: found '0bit/s'", "more than 0"]),
+    ("[link]\nlatency = '-1ms'", ["link.latency: found '-1ms'", "20ms"]),
+    ("[link]\nclock = 'real'", ["link.clock: found 'real'", "'none', 'paced' or 'virtual'"]),
     ("[method]\nlr = 1", ["method.name: missing", 'name = "cooperllm"']),
     ("[method]\nname = 3", ["method.name: found 3"]),
     ("method = 'fedmezo'\n#[method]", ["method.name: found method = 'fedmezo'"]),
@@ -213,6 +219,9 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "data.template": "{text} so {mask}", "data.label_words": '["a", "b"]',
         "data.max_length": 9, "data.public_per_class": 3, "data.public_labels": "shuffled", "zo.epsilon": 0.1,
         "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.lz4": "true", "comm.guide_lag": 1, "comm.deadline_s": 3,
+        "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
+        "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
+        "link.jitter": "2ms",
         "results.dir": "x", "results.checkpoint_every": 3,
     }  # fmt: skip
     ids = {key: resolved(tmp_path, "", f"{key}={value}").run_id for key, value in changed.items()}

@@ -38,7 +38,9 @@ class Metrics:
         self.rows: list[dict[str, float]] = []
         self.device_rows: list[dict[str, list[float]]] = []
         self.probe_accuracy: float | None = None
-        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up)
+        comm = self._config.comm
+        edges = comm.edges if comm.topology == "tree" else 0
+        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up, edges)
         self._scalars = self._zeros = 0
 
     def started(self) -> None:
@@ -68,6 +70,7 @@ class Metrics:
             "query_radius": outcome.query_radius,
             "uplink_bytes": _whole_mean(outcome.up_bytes),
             "downlink_bytes": _whole_mean(downs),
+            "edge_bytes": self.traffic.to_edges(),
             "wire_bytes": outcome.wire_bytes,
             "device_flops": _mean(outcome.flops, 0.0),
             "cloud_flops": outcome.cloud_flops,

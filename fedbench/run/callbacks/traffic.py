@@ -5,7 +5,8 @@ fetches the replies of rounds t0 .. t-1, with the numbers of the devices behind 
 where the method needs them, and the plans of those rounds in which it did not take
 part; or the newest reply alone where it stands for all before; or the model where that
 is less (methods.md 2.17). Then it fetches the plan of round t. When training ends, the
-devices of the last round fetch its reply.
+devices of the last round fetch its reply. Where edges stand between them, each edge fetches every round's plan and
+reply from the cloud once, whoever takes part.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ ID_BYTES = 4
 
 
 class Traffic:
-    """Counts downlink payload per device; `model_bytes` is the size of the trainable part."""
+    """Counts downlink payload per device, and that of `edges`; `model_bytes` is the size of the trainable part."""
 
-    def __init__(self, model_bytes: int, catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES) -> None:
+    def __init__(self, model_bytes: int, catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES, edges: int = 0) -> None:
         self._model_bytes = model_bytes
+        self._edges = edges
         self._catch_up = catch_up
         self._history = [0]
         self._plans: list[int] = []
@@ -40,6 +42,10 @@ class Traffic:
         self._history.append(self._history[-1] + plan_bytes + reply)
         self._last.update(dict.fromkeys(devices, number))
         return downs
+
+    def to_edges(self) -> int:
+        """Return the bytes that all edges together fetch of the latest round."""
+        return self._edges * (self._plans[-1] + self._replies[-1])
 
     def closing(self) -> int:
         """Return the bytes that a device of the last round fetches when training has ended."""
