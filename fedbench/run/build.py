@@ -38,6 +38,7 @@ from fedbench.base.errors import ConfigError, nearest
 from fedbench.base.job import Config
 from fedbench.base.rng import generator
 from fedbench.codec import frame
+from fedbench.comm.inbox import Kept
 from fedbench.data.partition import sampled_devices
 from fedbench.data.private import PrivateRows, private_rows
 from fedbench.data.rows import Batch, Splits
@@ -242,4 +243,6 @@ def _lab(job: Job, splits: Splits, private: PrivateRows, cut: Cut, trainable: Tr
         private=private.batch,
         public=public,
         public_rows=public_rows,
+        guide_lag=c.comm.guide_lag,
+        kept=Kept,
     )

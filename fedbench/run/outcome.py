@@ -12,11 +12,30 @@ from fedbench.comm.inbox import Inbox
 from fedbench.sim.clock import Times
 
 
+class Sent(NamedTuple):
+    """The plan of an exchange as it travels, with the outline that goes ahead of it; None where there is none.
+
+    The cloud spent `flops` on it, and `ahead_flops` on later plans while devices computed.
+    """
+
+    outline: Inbox | None
+    units: Inbox | None
+    flops: float = 0.0
+    ahead_flops: float = 0.0
+
+    @property
+    def unit_bytes(self) -> tuple[int, ...]:
+        """Coded bytes of all units, in the order in which they travel."""
+        return tuple(size for inbox in (self.outline, self.units) if inbox is not None for size in inbox.unit_bytes)
+
+
 class Counted(NamedTuple):
-    """An exchange before the cloud combined: coded bytes of the plan's units, and of each device FLOPs and bytes up."""
+    """An exchange before the cloud combined: coded bytes of the plan's units, the cloud's FLOPs for them and meanwhile,
+    and of each device FLOPs and bytes up."""
 
     unit_bytes: tuple[int, ...]
     plan_flops: float
+    ahead_flops: float
     flops: tuple[float, ...]
     up_bytes: tuple[int, ...]
 
@@ -80,8 +99,8 @@ class Outcome:
         """Return the slots of the devices in force."""
         return [slot for slot, counts in enumerate(self.answered) if counts]
 
-    def count(self, inboxes: Mapping[int, Inbox], unit_bytes: tuple[int, ...], plan_flops: float) -> Counted:
-        """Account for what the devices in force sent in an exchange, in their order, and return its counts."""
+    def count(self, inboxes: Mapping[int, Inbox], sent: Sent) -> Counted:
+        """Account for an exchange up to what the devices in force sent, in their order, and return its counts."""
         flops, up_bytes = [], []
         for slot, inbox in zip(self.slots(), inboxes.values(), strict=True):
             note = inbox.note
@@ -90,7 +109,9 @@ class Outcome:
             self.flops[slot] += note.flops
             self.compute_s[slot] += note.compute_s
             self.up_bytes[slot] += up_bytes[-1]
-        return Counted(unit_bytes, plan_flops, tuple(flops), tuple(up_bytes))
+        self.plan_bytes += sum(sent.unit_bytes)
+        self.cloud_flops += sent.flops + sent.ahead_flops
+        return Counted(sent.unit_bytes, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
 
     def leave_out(self, in_time: np.ndarray) -> None:
         """Take those out of force that came too late: bool [devices in force]."""

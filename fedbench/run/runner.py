@@ -24,7 +24,7 @@ from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 from fedbench.run.callbacks.traffic import Traffic
-from fedbench.run.outcome import Outcome
+from fedbench.run.outcome import Outcome, Sent
 from fedbench.run.virtual import Virtual
 
 
@@ -138,20 +138,16 @@ class Runner:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
-        plan_units = algorithm.plan_units(at)
-        plan_flops, sent = 0.0, None
-        if plan_units:
-            made = None
-            if star.is_cloud:
-                with clock.span("cloud"):
-                    made = algorithm.plan(at)
-                plan_flops = self.built.lab.meter.take()
-            sent = star.down("plan", plan_units, made, place, devices=at.devices)
-            plan = self.built.cut.residency.arrays(sent)
+        sent = self._plan(at, place)
+        plan = plan if sent.units is None else sent.units
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
             self._compute(at, plan, place)
-        came = self._came(at, inboxes, () if sent is None else sent, plan_flops, outcome)
+        if star.is_cloud:
+            with clock.span("cloud"):
+                algorithm.ahead(at)
+            sent = sent._replace(ahead_flops=self.built.lab.meter.take())
+        came = self._came(at, inboxes, sent, outcome)
         if algorithm.uses_devices and not came.devices:
             algorithm.skip(came, plan)
             return False, plan
@@ -178,18 +174,29 @@ class Runner:
             self.virtual.combined(at.number, combine_flops, reply_bytes)
         return again, plan
 
-    def _came(
-        self, at: Round, inboxes: Mapping[int, Inbox], plan: Inbox | tuple[()], plan_flops: float, outcome: Outcome
-    ) -> Round:
+    def _plan(self, at: Round, place: Place) -> Sent:
+        """Send the plan of an exchange down, where there is one, and return it as it arrives."""
+        algorithm, star = self.built.algorithm, self.star
+        outline_units, made, flops = algorithm.outline_units(at), None, 0.0
+        if star.is_cloud and (outline_units or algorithm.plan_units(at)):
+            with self.clock.span("cloud"):
+                made = algorithm.plan(at)
+            flops = self.built.lab.meter.take()
+        outline = None
+        if outline_units:
+            outline = star.down("outline", outline_units, made, place, devices=at.devices)
+            algorithm.learn(outline)
+        plan_units = algorithm.plan_units(at)
+        units = star.down("plan", plan_units, made, place, devices=at.devices) if plan_units else None
+        return Sent(outline, units, flops)
+
+    def _came(self, at: Round, inboxes: Mapping[int, Inbox], sent: Sent, outcome: Outcome) -> Round:
         """Return the round with the devices that answered in time, on every rank alike."""
         star, virtual = self.star, self.virtual
         in_time = np.ones(len(at.devices), np.uint8)
         if star.is_cloud:
             star.gather(inboxes)
-            outcome.cloud_flops += plan_flops
-            unit_bytes = plan.unit_bytes if plan else ()
-            outcome.plan_bytes += sum(unit_bytes)
-            counted = outcome.count(inboxes, unit_bytes, plan_flops)
+            counted = outcome.count(inboxes, sent)
             if virtual is not None:
                 in_time = virtual.answers(at, counted, outcome).astype(np.uint8)
         if virtual is not None and virtual.scene.deadline_s < math.inf and at.devices:

@@ -17,7 +17,7 @@ from fedbench.sim.scene import Scene
 
 @dataclass(frozen=True)
 class Load:
-    """What an exchange asks of n devices and of the cloud before they compute.
+    """What an exchange asks of n devices, and of the cloud before they compute and meanwhile.
 
     `unit_bytes` [units]: the plan's units in the order in which they travel and are needed; a device's FLOPs are spent
     behind them in proportion to their bytes. `missed_bytes` [n]: what a device fetches first, from the history that its
@@ -30,6 +30,7 @@ class Load:
     reply_bytes: float
     flops: np.ndarray
     up_bytes: np.ndarray
+    ahead_flops: float = 0.0
 
 
 class Times(NamedTuple):
@@ -82,6 +83,7 @@ class RoundClock:
         began, scene = self.now, self.scene
         self.cloud(load.plan_flops)
         if not devices.size:
+            self.cloud(load.ahead_flops)
             return np.empty(0)
         paths = _paths(scene, devices)
         lag = scene.latency(self.round, self.exchange, devices, up=False)
@@ -101,7 +103,11 @@ class RoundClock:
         answer = np.asarray(done + sent) - began
         stages = np.maximum(first, self.now + hop) + np.maximum(paths.seconds(paths.down, whole), compute)
         soonest = np.maximum(stages, self.now + hop + whole / paths.trunk) + lag + sent - began
+        meanwhile = load.ahead_flops / scene.cloud_flops_per_s
+        busy = self.now + meanwhile
         self._close(began, answer, load, paths)
+        self.now = max(self.now, busy)
+        self.times = self.times.plus(cloud=meanwhile)
         self._account(answer, soonest, compute, load, paths)
         self.exchange += 1
         return answer
