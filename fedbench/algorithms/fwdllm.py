@@ -14,7 +14,7 @@ takes their mean, and sets no bound on the retries.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -25,8 +25,9 @@ from fedbench.base.arrays import Arrays
 from fedbench.base.errors import ConfigError
 from fedbench.models.trainable import Tensor
 from fedbench.zo import draw
-from fedbench.zo.direction import Direction, OnDemand, as_keys, direction_key
+from fedbench.zo.direction import Direction, as_keys, direction_key
 from fedbench.zo.estimate import central
+from fedbench.zo.ranges import OnDemand
 
 #: Draws among which a tensor's direction is chosen.
 CANDIDATES = 10
@@ -40,6 +41,13 @@ class Settings(BaseSettings):
     variance_threshold: float = Field(0.1, ge=0, description="more directions above this variance; 0: no check")
     variance_tensor: int = Field(-1, ge=-1, description="trainable tensor that is checked; -1: the middle one")
     max_directions: int = Field(10, ge=0, description="most directions of a device beyond the first in a step")
+
+
+class Answers(NamedTuple):
+    """Scalars [M, n] of an exchange and the M devices that sent them."""
+
+    devices: tuple[int, ...]
+    scalars: np.ndarray
 
 
 class FwdLLM(ScalarMethod):
@@ -59,7 +67,7 @@ class FwdLLM(ScalarMethod):
         self._checked = tensors[index if index >= 0 else len(tensors) // 2]
         self._last = {t.name: np.zeros(t.size, np.float32) for t in tensors}  # G of the last step
         self._step = 0
-        self._kept: list[np.ndarray] = []  # scalars [M, n] of this step's exchanges so far
+        self._kept: list[Answers] = []  # of this step's exchanges so far
 
     @property
     def query_radius(self) -> float:
@@ -74,7 +82,7 @@ class FwdLLM(ScalarMethod):
         """Return a along the next directions of the step."""
         lab, h = self.lab, self.query_radius
         batch = lab.private(round_.number, self._step, device)
-        done = sum(kept.shape[1] for kept in self._kept)
+        done = sum(kept.scalars.shape[1] for kept in self._kept)
         a = np.empty(self.scalars(round_), np.float32)
         losses = []
         for k in range(len(a)):
@@ -86,16 +94,16 @@ class FwdLLM(ScalarMethod):
     def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
         """Return all scalars; another exchange where more directions are wanted or a local step is left."""
         reply = super().combine(round_, uploads)
-        more = self._varies(round_, [*self._kept, reply.arrays["scalars"]])
+        more = self._varies(round_, [*self._kept, Answers(round_.devices, reply.arrays["scalars"])])
         return reply._replace(again=more or self._step + 1 < self.lab.local_steps)
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """Keep the scalars; w <- w - lr G once they agree."""
-        self._kept.append(np.array(reply["scalars"]))
+        self._kept.append(Answers(round_.devices, np.array(reply["scalars"])))
         if self._varies(round_, self._kept):
             return
         lab = self.lab
-        a, numbers = self._contributions(round_, self._kept)
+        a, numbers = self._contributions(self._kept)
         coef = (a / np.float32(len(a))).astype(np.float32)
         for tensor in lab.trainable:
             g = draw.total(tensor, self._keys(round_, tensor, numbers), coef, gaussian=lab.gaussian)
@@ -106,6 +114,10 @@ class FwdLLM(ScalarMethod):
         self._kept = []
         self._step = (self._step + 1) % lab.local_steps
 
+    def skip(self, round_: Round, plan: Arrays) -> None:
+        """Drop the step that was under way."""
+        self._kept, self._step = [], 0
+
     def state(self) -> dict[str, np.ndarray]:
         """The last G."""
         return dict(self._last)
@@ -114,9 +126,9 @@ class FwdLLM(ScalarMethod):
         """Take the last G back."""
         self._last = {name: np.array(state[name]) for name in self._last}
 
-    def variance(self, round_: Round, kept: list[np.ndarray]) -> float:
+    def variance(self, round_: Round, kept: list[Answers]) -> float:
         """Return var of a step's scalars so far, NaN of a single one."""
-        a, numbers = self._contributions(round_, kept)
+        a, numbers = self._contributions(kept)
         keys, half = self._keys(round_, self._checked, numbers), len(a) // 2
         if half == 0:
             return float("nan")
@@ -127,19 +139,19 @@ class FwdLLM(ScalarMethod):
         )
         return float((np.square(x - y, dtype=np.float64) / 2).mean())
 
-    def _varies(self, round_: Round, kept: list[np.ndarray]) -> bool:
+    def _varies(self, round_: Round, kept: list[Answers]) -> bool:
         """Return whether the step needs more directions, on every replica alike."""
         threshold = self.settings.variance_threshold
         if threshold == 0 or len(kept) > self.settings.max_directions:
             return False
         return self.variance(round_, kept) > threshold
 
-    def _contributions(self, round_: Round, kept: list[np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    def _contributions(self, kept: list[Answers]) -> tuple[np.ndarray, list[tuple[int, int]]]:
         """Return all a of a step and (device, k) of each: by exchange, then device, then direction."""
         a, numbers, done = [], [], 0
-        for scalars in kept:
+        for devices, scalars in kept:
             a.append(scalars.reshape(-1))
-            numbers += [(device, done + k) for device in round_.devices for k in range(scalars.shape[1])]
+            numbers += [(device, done + k) for device in devices for k in range(scalars.shape[1])]
             done += scalars.shape[1]
         return np.concatenate(a), numbers
 
@@ -153,8 +165,8 @@ class FwdLLM(ScalarMethod):
             return Direction(as_keys([direction_key(lab.seed, round_.number, self._step, device, k)])[0])
         keys = {t.name: self._keys(round_, t, [(device, k)])[0] for t in lab.trainable}
         tensors = {t.name: t for t in lab.trainable}
-        v = OnDemand(tensors, lambda name: draw.entries(tensors[name], keys[name], gaussian=lab.gaussian))
-        return Direction(np.zeros(2, np.uint64), 0.0, lab.cut.residency.arrays(v), 1.0)
+        v = OnDemand(lambda name: draw.entries(tensors[name], keys[name], gaussian=lab.gaussian))
+        return Direction(np.zeros(2, np.uint64), 0.0, v, 1.0)
 
     def _keys(self, round_: Round, tensor: Tensor, numbers: list[tuple[int, int]]) -> np.ndarray:
         """Return the keys of v in a tensor, uint64 [len(numbers), 2]; numbers are (device, k)."""

@@ -32,9 +32,10 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import ConfigError
 from fedbench.data.rows import Batch
 from fedbench.models.trainable import Tensor
-from fedbench.zo.direction import Direction, OnDemand
+from fedbench.zo.direction import Direction
 from fedbench.zo.draw import entries
 from fedbench.zo.estimate import central
+from fedbench.zo.ranges import OnDemand
 from fedbench.zo.tangent import JVP_FORWARDS, jvp
 
 #: Yogi's step, decay rates and least spread.
@@ -75,6 +76,12 @@ class Spry(Algorithm):
                 "method.spry.derivative: found 'jvp' with model.mapped = true, whose rows carry no tangent; "
                 "allowed: 'central'."
             )
+        each, count = self.settings.tensors_per_device, len(self._groups)
+        if each and each * lab.sampled < count:
+            raise ConfigError(
+                f"method.spry.tensors_per_device: found {each}, which leaves {count - each * lab.sampled} of {count} "
+                f"groups without any of {lab.sampled} devices; allowed: 0, or from {-(-count // lab.sampled)}."
+            )
 
     @property
     def query_radius(self) -> float:
@@ -82,14 +89,9 @@ class Spry(Algorithm):
         return self.lab.epsilon if self.settings.derivative == "central" else float("nan")
 
     def owned(self, round_: Round, device: int) -> list[Tensor]:
-        """Return a device's tensors in a round, in forward order."""
+        """Return a device's tensors in a round, in forward order; with a fixed number, dropouts leave some unowned."""
         devices, count = len(round_.devices), len(self._groups)
         each = self.settings.tensors_per_device or -(-count // devices)
-        if each * devices < count:
-            raise ConfigError(
-                f"method.spry.tensors_per_device: found {each}, which leaves {count - each * devices} of {count} groups "
-                f"without any of {devices} devices; allowed: 0, or from {-(-count // devices)}."
-            )
         slot = (round_.devices.index(device) + round_.number) % devices
         mine = {i % count for i in range(slot, each * devices, devices)}
         return [tensor for group in sorted(mine) for tensor in self._groups[group]]
@@ -122,14 +124,14 @@ class Spry(Algorithm):
         return [Unit(t.name, (t.size,)) for t in self.lab.trainable]
 
     def combine(self, round_: Round, uploads: Mapping[int, Arrays]) -> Reply:
-        """Return each tensor's mean change over its owners, in device order, or Yogi's step along it."""
+        """Return each tensor's mean change over its owners that answered, in device order, or Yogi's step along it."""
         change = {}
         for tensor in self.lab.trainable:
             theirs = [arrays[tensor.name] for arrays in uploads.values() if tensor.name in arrays]
             total = np.zeros(tensor.size, np.float32)
             for array in theirs:
                 total += array
-            change[tensor.name] = total / np.float32(len(theirs))
+            change[tensor.name] = total / np.float32(max(1, len(theirs)))
         return Reply(change if self.settings.server == "mean" else {n: self._yogi(n, d) for n, d in change.items()})
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
@@ -161,7 +163,7 @@ class Spry(Algorithm):
                 return np.zeros(tensor.size, np.float32)
             return entries(tensor, key, gaussian=lab.gaussian)
 
-        guide = lab.cut.residency.arrays(OnDemand(tensors, make))
+        guide = OnDemand(make)
         plus, minus = lab.stream.losses(batch, Direction(key, 0.0, guide, 1.0), lab.epsilon)
         return (plus + minus) / 2, float(central(plus, minus, lab.epsilon))
 

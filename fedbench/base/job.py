@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedbench.base.link import Link
-from fedbench.base.quantity import bit_s, seconds
+from fedbench.base.quantity import bit_s, seconds, size_bytes
 
 
 class Section(BaseModel):
@@ -22,9 +22,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-#: A rate such as 100Mbit/s, and a time such as 20ms: text that `quantity` reads, kept as it was written.
+#: A rate such as 100Mbit/s, a time such as 20ms, a size such as 4GiB: text that `quantity` reads, kept as it was written.
 Rate = Annotated[str, AfterValidator(lambda text: _read(bit_s, text))]
 Time = Annotated[str, AfterValidator(lambda text: _read(seconds, text))]
+Size = Annotated[str, AfterValidator(lambda text: _read(size_bytes, text))]
 
 
 def _read(reader: Callable[[str], float], text: str) -> str:
@@ -44,6 +45,9 @@ class RunSection(Section):
     stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
     threads: int = Field(1, ge=1, le=256, description="threads per rank")
     ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
+    train_every: int = Field(
+        1, ge=1, description="on a virtual clock one round in so many trains; the others are timed as the last that did"
+    )
 
 
 class FederationSection(Section):
@@ -51,7 +55,10 @@ class FederationSection(Section):
 
     devices: int = Field(8, ge=1, description="devices in total")
     sampled: int | None = Field(None, ge=1, description="devices that take part in a round; unset: all")
-    partition: Literal["iid", "dirichlet", "shards"] = Field("iid", description="how private rows are shared out")
+    partition: Literal["iid", "dirichlet", "shards", "keyed"] = Field(
+        "iid", description="how private rows are shared out; keyed: each device's are written from its key (embedded)"
+    )
+    rows: int = Field(64, ge=2, description="rows of a device where they are keyed")
     alpha: float = Field(0.5, gt=0, description="concentration of the Dirichlet partition; small is uneven")
     local_steps: int = Field(1, ge=1, description="steps of a device in one round")
     batch_size: int = Field(16, ge=2, description="private rows of one step")
@@ -143,6 +150,9 @@ class CommSection(Section):
 
     codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    guide_lag: int = Field(
+        0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
+    )
     progress: Literal["none", "poll", "thread"] = Field(
         "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
     )
@@ -171,6 +181,31 @@ class LinkSection(Section):
         return Link(down, up, seconds(self.latency), seconds(self.jitter))
 
 
+class ProfileSection(Section):
+    """[profile]"""
+
+    name: Literal["3g", "lte", "5g", "wifi", "broadband", "ethernet"] | None = Field(
+        None, description="link of the devices, for what [link] leaves at its default; unset: no bound"
+    )
+    device: Literal["raspberry-pi-4", "jetson-nano"] | None = Field(
+        None, description="the devices' memory, speed and energy; unset: no bound, energy unknown"
+    )
+    memory: Size | None = Field(None, description="memory of a device, such as 4GiB, which its weights must fit in")
+    flops_per_s: float | None = Field(None, gt=0, description="speed of a device in FLOP/s; unset: that of the profile")
+    cloud_flops_per_s: float | None = Field(None, gt=0, description="speed of the cloud in FLOP/s; unset: no bound")
+    spread: float = Field(
+        0.0, ge=0, description="stragglers: spread of the logarithm of a device's speed and of its link's rates"
+    )
+    trunk: Rate | None = Field(
+        None, description="rate of the cloud's own link and of each edge's, shared by all it serves; unset: no bound"
+    )
+    trunk_latency: Time = Field("0s", description="time of a message between cloud and edge besides its bytes")
+    dropout: float = Field(0.0, ge=0, le=1, description="probability that a sampled device is not there in a round")
+    deadline_s: float | None = Field(
+        None, gt=0, description="simulated seconds of an exchange after which no answer counts; unset: none"
+    )
+
+
 class ResultsSection(Section):
     """[results]"""
 
@@ -190,6 +225,7 @@ class Config(Section):
     method: dict[str, Any]
     comm: CommSection = CommSection()
     link: LinkSection = LinkSection()
+    profile: ProfileSection = ProfileSection()
     results: ResultsSection = ResultsSection()
 
     @property
@@ -201,8 +237,8 @@ class Config(Section):
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s"})
 
-#: Keys that change times and files but never the numbers of a run. Those of [link] are not among them: a virtual clock
-#: decides who comes too late.
+#: Keys that change times and files but never the numbers of a run. Those of [link] and [profile] are not among them: a
+#: virtual clock decides who comes too late.
 OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {
     "run.ranks", "model.mapped", "comm.progress", "comm.poll_interval", "comm.chunk_bytes", "comm.topology", "comm.edges",
 }  # fmt: skip

@@ -14,6 +14,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA_VERSION = 2
+
+#: Unit of seconds that are computed and not measured: they are the same on every machine.
+SIMULATED = "s (simulated)"
 STOP_REASONS = ("rounds", "target")
 
 
@@ -38,6 +41,7 @@ ROUND_COLUMNS: dict[str, Column] = {
     "query_radius": Column("f8", "1", "root mean square over coordinates of the probing step"),
     "uplink_bytes": Column("i8", "B", "payload from one sampled device to the cloud (mean)"),
     "downlink_bytes": Column("i8", "B", "payload from the cloud to one sampled device (mean), replay included"),
+    "edge_bytes": Column("i8", "B", "payload from the cloud to all edges of a tree, once for each; 0 in a star"),
     "wire_bytes": Column("i8", "B", "bytes that the transport really moved, headers included, all ranks"),
     "device_flops": Column("f8", "FLOP", "floating-point operations of one sampled device (mean)"),
     "cloud_flops": Column("f8", "FLOP", "floating-point operations of the cloud"),
@@ -50,6 +54,17 @@ ROUND_COLUMNS: dict[str, Column] = {
     "plan_s": Column("f8", "s", "time of the plan on a device's link by its nominal rate; NaN where it has none"),
     "apply_s": Column("f8", "s", "rebuilding the weights on rank 0"),
     "eval_s": Column("f8", "s", "evaluation on rank 0"),
+    "trained": Column("i4", "1", "1: the round was computed; 0: it was timed alone, its counts those of the last one"),
+    "answered": Column("i4", "1", "sampled devices that neither dropped out nor came too late"),
+    "sim_s": Column("f8", SIMULATED, "the round on the virtual clock"),
+    "sim_cloud_s": Column("f8", SIMULATED, "the cloud's compute"),
+    "sim_trunk_s": Column("f8", SIMULATED, "the cloud's or an edge's link, busy for the last device to answer"),
+    "sim_link_s": Column("f8", SIMULATED, "that device's own link"),
+    "sim_compute_s": Column("f8", SIMULATED, "that device's compute"),
+    "sim_wait_s": Column("f8", SIMULATED, "waiting for a deadline after the last answer"),
+    "sim_bound_s": Column("f8", SIMULATED, "what no schedule of the same stages beats"),
+    "sim_other_s": Column("f8", SIMULATED, "the same round on the other topology: tree for a star, star for a tree"),
+    "sim_energy_j": Column("f8", "J", "energy of one device that took part (mean)"),
 }
 
 DEVICE_COLUMNS: dict[str, Column] = {
@@ -59,6 +74,11 @@ DEVICE_COLUMNS: dict[str, Column] = {
     "downlink_bytes": Column("i8", "B", "payload sent to this device, replay of missed rounds included"),
     "flops": Column("f8", "FLOP", "floating-point operations of this device"),
     "compute_s": Column("f8", "s", "wall time of this device's compute"),
+    "answered": Column("i4", "1", "1: what it sent counted; 0: it dropped out or came too late"),
+    "sim_s": Column(
+        "f8", SIMULATED, "answer after the start of its last exchange on the virtual clock; NaN: dropped out"
+    ),
+    "sim_energy_j": Column("f8", "J", "energy of this device in this round"),
 }
 
 MEMORY_COLUMNS: dict[str, Column] = {

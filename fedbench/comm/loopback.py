@@ -6,13 +6,16 @@ run the same code.
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from fedbench.base.errors import WireError
-from fedbench.comm.base import Missing, Request
+from fedbench.comm.base import BACKOFF_S, Missing, Poll, Request, nothing_held
 
 
 class _Pending:
@@ -30,9 +33,11 @@ class Loopback:
 
     rank = 0
     size = 1
+    takes_threads = True
 
     def __init__(self) -> None:
         self.moved_bytes = 0
+        self._lock = threading.Lock()
         self._sends: dict[int, deque[_Pending]] = {}
         self._receives: dict[int, deque[_Pending]] = {}
 
@@ -51,13 +56,22 @@ class Loopback:
         self._check(peer)
         return self._meet(_Pending(buffer), self._receives, self._sends, tag, sending=False)
 
-    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing) -> None:
-        """Raise WireError at once where a message can never come: nobody else would send it."""
-        left = [index for index, request in enumerate(requests) if not request.done()]
-        if left:
-            raise WireError(missing(left))
+    def progress(self) -> None:
+        """Do nothing: a copy is over when it has begun."""
 
-    def agree(self, values: Sequence[int], deadline_s: float, what: str) -> list[int]:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held) -> None:
+        """Raise WireError at once where a message can never come: nobody else would send it, and nothing is held back."""
+        end = time.monotonic() + deadline_s
+        while True:
+            due_s = poll()
+            left = [index for index, request in enumerate(requests) if not request.done()]
+            if not left:
+                return
+            if due_s == math.inf or time.monotonic() > end:
+                raise WireError(missing(left))
+            time.sleep(min(due_s, BACKOFF_S[1]))
+
+    def agree(self, values: Sequence[int], deadline_s: float, what: str, poll: Poll = nothing_held) -> list[int]:
         """Return the values: one rank agrees with itself."""
         return list(values)
 
@@ -78,16 +92,18 @@ class Loopback:
         *,
         sending: bool,
     ) -> _Pending:
-        waiting = others.get(tag)
-        if not waiting:
-            queue.setdefault(tag, deque()).append(mine)
+        with self._lock:
+            waiting = others.get(tag)
+            if not waiting:
+                queue.setdefault(tag, deque()).append(mine)
+                return mine
+            other = waiting.popleft()
+            source, target = (mine, other) if sending else (other, mine)
+            sent, room = source.buffer.size, target.buffer.size
+            if sent > room:
+                raise WireError(f"Message of {sent} bytes for a buffer of {room} (tag {tag}).")
+            target.buffer[:sent] = source.buffer
+            target.received_bytes = sent
+            self.moved_bytes += sent
+            mine.complete = other.complete = True
             return mine
-        other = waiting.popleft()
-        source, target = (mine, other) if sending else (other, mine)
-        if source.buffer.size > target.buffer.size:
-            raise WireError(f"Message of {source.buffer.size} bytes for a buffer of {target.buffer.size} (tag {tag}).")
-        target.buffer[: source.buffer.size] = source.buffer
-        target.received_bytes = source.buffer.size
-        self.moved_bytes += source.buffer.size
-        mine.complete = other.complete = True
-        return mine

@@ -1,14 +1,13 @@
 """The star: rank 0 is the cloud, every rank but it hosts devices (rank 0 too, when it is alone).
 
-Three moves make an exchange: the cloud sends units down to all ranks, devices send
-units up, the cloud takes them in device order. Both ends know every unit's size
-before it travels. Units are decoded when they are first asked for, so a device can
+Both ends know every unit's size before it travels. Units are decoded when they are first asked for, so a device can
 compute on the first layer while the next ones are under way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,28 +18,37 @@ from fedbench.codec import frame
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.inbox import Inbox
+from fedbench.comm.mail import Mail, Progress, Slot
+from fedbench.comm.pace import Pacer
+from fedbench.comm.topology import UnitsOf
 
-_DOWN, _UP = 0, 1
+DOWN, UP = 0, 1
 
 #: Units of one sender that have tags of their own, and tags that every MPI has (MPI_TAG_UB is at least 32767).
 _UNITS, _TAGS = 509, 32764
 
-#: What a device sends.
-UnitsOf = Callable[[int], Sequence[Unit]]
-
 
 class Star:
-    """Exchanges of checked frames between the cloud and the ranks that host devices."""
+    """Exchanges of checked frames between the cloud and the ranks that host devices, with nothing between them."""
 
-    def __init__(self, transport: Transport, codec: int, deadline_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        codec: int,
+        deadline_s: float,
+        clock: Clock,
+        pacer: Pacer | None = None,
+        progress: Progress = Progress(),
+    ) -> None:
         self.transport = transport
         self.codec = codec
         self.clock = clock
-        self._deadline_s = deadline_s
-        self._buffers: dict[tuple[object, ...], np.ndarray] = {}
-        self._sending: dict[tuple[object, ...], list[Request]] = {}
-        self._receiving: dict[tuple[object, ...], Request] = {}
+        self._mail = Mail(transport, clock, deadline_s, pacer, progress)
+        self._receiving: dict[Slot, Request] = {}
         self._moves = 0
+
+    #: Deadlines that the cloud waits for devices: whoever knows best who is missing must speak first.
+    _patience = 1.0
 
     @property
     def is_cloud(self) -> bool:
@@ -56,36 +64,56 @@ class Star:
         """Return the rank that hosts a device."""
         return self.peers[device % len(self.peers)]
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of all messages, each once: the cloud is an end of every one."""
+        return self.transport.moved_bytes
+
+    @property
+    def _parent(self) -> int:
+        """The rank that this one has everything from and sends everything to."""
+        return 0
+
+    @property
+    def _source(self) -> str:
+        """Where this rank has everything from, in words."""
+        return self.transport.name_of(0)
+
+    @property
+    def _children(self) -> Sequence[int]:
+        """The ranks that this one sends on to what comes down."""
+        return self.peers if self.is_cloud else ()
+
     def down(
-        self, channel: str, units: Sequence[Unit], arrays: Arrays | None, place: Place, note: Note = NO_NOTE
+        self,
+        channel: str,
+        units: Sequence[Unit],
+        arrays: Arrays | None,
+        place: Place,
+        note: Note = NO_NOTE,
+        devices: Sequence[int] = (),
     ) -> Inbox:
         """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
 
-        What was received stays valid until the next message of the same channel.
+        It travels on the links of `devices`. What was received stays valid until the next message of the same channel.
         """
         self._moves += 1
-        hosting = self.transport.rank in self.peers
-        slots = [(channel, index) for index in range(len(units))]
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, self.transport.name_of(0), channel)
-        if hosting:
-            for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
-                self._settle(slot)
-                buffer = self._buffer(("in", *slot), frame.bound(unit))
-                request = self.transport.receive(buffer, 0, self._tag(_DOWN, index))
-                self._receiving[slot] = request
-                inbox.put(index, buffer, request)
+        inbox = Inbox(self, self.codec, units, places, self._source, channel)
+        receiving = not self.is_cloud or 0 in self.peers
+        if receiving:
+            for index, unit in enumerate(units):
+                self._await_down(inbox, channel, index, unit, devices)
         if self.is_cloud:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
-            for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
-                name = f"{channel}/{unit.name}"
-                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note, name)
-                self._sending["out", *slot] = [
-                    self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
-                ]
-                if not hosting:
+            for index, unit in enumerate(units):
+                slot = ("out", channel, index)
+                packed = self._pack(slot, arrays[unit.name], unit, places[index], note)
+                self._send_down(slot, packed, self._tag(DOWN, index), devices)
+                if not receiving:
                     inbox.put(index, packed, None)
+                self._mail.poll_at_times()
         return inbox
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:
@@ -107,91 +135,109 @@ class Star:
         self, devices: Sequence[int], device: int, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note
     ) -> None:
         """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
-        slot = list(devices).index(device)
-        for index, unit in enumerate(units):
-            key = ("out up", slot, index)
-            own = place._replace(device=device, unit=index)
-            packed = self._pack(key, arrays[unit.name], unit, own, note, f"upload/{unit.name}")
-            self._sending[key] = [self.transport.send(packed, 0, self._tag(_UP, index, slot))]
+        slot = bisect_left(devices, device)  # they ascend
+        self._send_up(slot, self._parent, units, arrays, place._replace(device=device), note)
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        self._wait_for_all(inboxes)
+
+    def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
+        """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
+        self._moves += 1
+        inboxes = {}
+        if self.is_cloud:
+            for rank in range(1, self.transport.size):
+                inboxes[rank] = self._post(rank - 1, rank, rank, units, place, self.transport.name_of(rank))
+            self._wait_for_all(inboxes)
+        else:
+            rank = self.transport.rank
+            self._send_up(rank - 1, 0, units, arrays, place._replace(device=rank), note, links=())
+        return inboxes
+
+    def agree(self, values: Sequence[int], what: str) -> list[int]:
+        """Return the element-wise maximum of a few integers over all ranks."""
+        return self._mail.agree(values, what)
+
+    def poll(self) -> None:
+        """Move messages from within a computation, if the policy says so and it is time."""
+        self._mail.poll_at_times()
+
+    def wait(self, requests: Sequence[Request], what: str) -> None:
+        """Wait for requests; past the deadline WireError says who waits for `what`."""
+        self._mail.wait(requests, what)
+
+    def finish(self) -> None:
+        """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
+        self._mail.finish(lambda: [self._settle(slot) for slot in list(self._receiving)])
+
+    def _wait_for_all(self, inboxes: Mapping[int, Inbox]) -> None:
         waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
 
         def missing(left: Sequence[int]) -> str:
             senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
             return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
 
-        requests = [request for _, request in waiting]
-        if not all([request.done() for request in requests]):
-            with self.clock.span("wait", "upload"):
-                self.transport.wait(requests, self._deadline_s, missing)
+        self._mail.wait_for([request for _, request in waiting], missing, self._patience)
 
-    def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
-        """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
-        self._moves += 1
-        others = list(range(1, self.transport.size))
-        inboxes = {}
-        if self.is_cloud:
-            for slot, rank in enumerate(others):
-                inboxes[rank] = self._post(slot, rank, rank, units, place, self.transport.name_of(rank))
-            self.gather(inboxes)
-        else:
-            self.report(others, self.transport.rank, units, arrays, place, note)
-        return inboxes
+    def _await_down(self, inbox: Inbox, channel: str, index: int, unit: Unit, devices: Sequence[int]) -> None:
+        """Post the receive of the next unit of an inbox.
 
-    def agree(self, values: Sequence[int], what: str) -> list[int]:
-        """Return the element-wise maximum of a few integers over all ranks."""
-        with self.clock.span("wait", "agreement"):
-            return self.transport.agree(values, self._deadline_s, what)
+        What was sent down last in its slot is waited for first: a rank whose devices sit a round out never read it.
+        """
+        slot, tag = (channel, index), self._tag(DOWN, index)
+        self._settle(slot)
+        self._mail.settle(("in", *slot))
+        buffer = self._mail.buffer(("in", *slot), frame.bound(unit))
+        request = self._relayed(self._mail.receive(buffer, self._parent, tag), slot, buffer, tag, devices)
+        self._receiving[slot] = request
+        inbox.put(index, buffer, request)
 
-    def finish(self) -> None:
-        """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
-        for requests in self._sending.values():
-            self.wait(requests, "its own messages to be taken")
-        self._sending.clear()
-        for slot in list(self._receiving):
-            self._settle(slot)
-        if self.transport.open_requests:
-            raise WireError(f"{self.transport.open_requests} messages are still open at the end of the run.")
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
+        """Return a receive from above as it is: nobody is below."""
+        return request
 
-    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
-        """Wait for requests, of `unit` in the trace; past the deadline WireError says who waits for `what`."""
-        if all([request.done() for request in requests]):
-            return
-        me = self.transport.name_of(self.transport.rank)
-        with self.clock.span("wait", unit):
-            self.transport.wait(requests, self._deadline_s, lambda _: f"{me} still waits for {what}.")
+    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, devices: Sequence[int]) -> None:
+        """Send a frame to all children, to each on the links of its own devices."""
+        for child in self._children:
+            self._mail.send(slot, packed, child, tag, [d for d in devices if self.host_of(d) == child])
 
-    def _settle(self, slot: tuple[object, ...]) -> None:
-        """Wait for what was sent down last in a slot: a rank whose devices sit a round out may never have read it."""
+    def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)
         if request is not None:
-            self.wait([request], f"the last {slot[0]} from the cloud", str(slot[0]))
+            self.wait([request], f"the last {slot[0]} from {self._source}")
 
-    def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
+    def _post(self, slot: int, device: int, source: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""
         places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, sender, "upload")
+        inbox = Inbox(self, self.codec, units, places, sender)
         for index, unit in enumerate(units):
-            buffer = self._buffer(("in up", slot, index), frame.bound(unit))
-            tag = self._tag(_UP, index, slot)
-            inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
+            buffer = self._mail.buffer(("in up", slot, index), frame.bound(unit))
+            inbox.put(index, buffer, self._mail.receive(buffer, source, self._tag(UP, index, slot)))
         return inbox
 
-    def _pack(
-        self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note, name: str
-    ) -> np.ndarray:
-        self.wait(self._sending.pop(key, []), "its own messages to be taken", name)
-        with self.clock.span("encode", name):
-            out = self._buffer(key, frame.bound(unit))
-            return frame.pack(array, unit, place, self.codec, note, out).frame
+    def _send_up(
+        self,
+        slot: int,
+        target: int,
+        units: Sequence[Unit],
+        arrays: Arrays,
+        place: Place,
+        note: Note,
+        links: Sequence[int] | None = None,
+    ) -> None:
+        """Send the units of the device in `place`, on its own link unless others are named."""
+        for index, unit in enumerate(units):
+            key = ("out up", slot, index)
+            packed = self._pack(key, arrays[unit.name], unit, place._replace(unit=index), note)
+            on = (place.device,) if links is None else links
+            self._mail.send(key, packed, target, self._tag(UP, index, slot), on, up=True)
 
-    def _buffer(self, key: tuple[object, ...], size: int) -> np.ndarray:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.size < size:
-            buffer = self._buffers[key] = np.empty(size, np.uint8)
-        return buffer[:size]
+    def _pack(self, slot: Slot, array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
+        self._mail.settle(slot)
+        channel = slot[1] if slot[0] == "out" else "upload"
+        with self.clock.span("encode", f"{channel}/{unit.name}"):
+            return frame.pack(array, unit, place, self.codec, note, self._mail.buffer(slot, frame.bound(unit))).frame
 
     def _tag(self, way: int, index: int, slot: int = 0) -> int:
         """Return a tag from direction, parity of the move, unit and sender, so that a stale message meets no receive.

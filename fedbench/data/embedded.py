@@ -106,8 +106,12 @@ def load(public: Public, public_per_class: int, seed: int) -> Splits:
     return Splits(**splits, label_names=names, label_words=verbaliser(), source=source, mask_word=PROMPT)
 
 
+def rows_of(stream: np.random.Generator, topics: np.ndarray) -> Rows:
+    """Return one row for each topic of `topics` int64 [n], its text written by the stream."""
+    ids = write_texts(stream, topics)
+    return Rows(ids, np.full(topics.size, LENGTH, dtype=np.int32), class_of(topics), topics, PAD)
+
+
 def _split(name: str, rows: int) -> Rows:
     stream = rng.generator(DATA_SEED, f"embedded.{name}")
-    topics = stream.permutation(np.arange(rows, dtype=np.int64) % TOPICS)
-    ids = write_texts(stream, topics)
-    return Rows(ids, np.full(rows, LENGTH, dtype=np.int32), class_of(topics), topics, PAD)
+    return rows_of(stream, stream.permutation(np.arange(rows, dtype=np.int64) % TOPICS))

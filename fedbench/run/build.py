@@ -38,7 +38,9 @@ from fedbench.base.errors import ConfigError, nearest
 from fedbench.base.job import Config
 from fedbench.base.rng import generator
 from fedbench.codec import frame
-from fedbench.data.partition import batch_rows, partition, sampled_devices
+from fedbench.comm.inbox import Kept
+from fedbench.data.partition import sampled_devices
+from fedbench.data.private import PrivateRows, private_rows
 from fedbench.data.rows import Batch, Splits
 from fedbench.data.splits import load_splits
 from fedbench.models import load, ondevice, parts
@@ -47,6 +49,7 @@ from fedbench.models.mapped import Mapped
 from fedbench.models.narrow import narrow
 from fedbench.models.residency import RESIDENT
 from fedbench.models.trainable import Trainable, select
+from fedbench.sim.scene import Scene, scene_of
 from fedbench.zo.kernels import cpu, gpu
 from fedbench.zo.stream import Stream
 
@@ -122,6 +125,7 @@ class Built:
     trainable: Trainable
     algorithm: Algorithm
     lab: Lab
+    scene: Scene | None = None
 
     def sampled(self, round_: int) -> tuple[int, ...]:
         """Return the devices of a round in ascending order."""
@@ -174,6 +178,7 @@ def part_of(job: Config) -> str:
 def construct(job: Job) -> Built:
     """Return everything a rank needs to take part in the run."""
     c = job.config
+    scene = scene_of(c)
     account.use_threads(c.run.threads)
     cpu.set_threads(c.run.threads)
     device = ondevice.cuda() if c.model.device == "cuda" else None
@@ -197,23 +202,20 @@ def construct(job: Job) -> Built:
     trainable = select(cut, part)
     if c.model.dtype == "bfloat16":
         narrow(cut)
-    shares = partition(splits.train, c.federation.devices, c.federation.partition, c.federation.alpha, c.run.seed)
+    if scene is not None:
+        scene.check_memory(cut.residency.bytes_held() or sum(p.nbytes for p in cut.parameters()))
+    rows = private_rows(c, splits.train)
     meter = account.Meter()
-    lab = _lab(job, splits, shares, cut, trainable, meter)
+    lab = _lab(job, splits, rows, cut, trainable, meter)
     if c.model.mapped:
         account.give_back_free_memory()
         account.give_back_code()
-    return Built(job, splits, cut, trainable, job.method(job.settings, lab), lab)
+    return Built(job, splits, cut, trainable, job.method(job.settings, lab), lab, scene)
 
 
-def _lab(
-    job: Job, splits: Splits, shares: Sequence[np.ndarray], cut: Cut, trainable: Trainable, meter: account.Meter
-) -> Lab:
+def _lab(job: Job, splits: Splits, private: PrivateRows, cut: Cut, trainable: Trainable, meter: account.Meter) -> Lab:
     c = job.config
     seed = c.run.seed
-
-    def private(round_: int, step: int, device: int) -> Batch:
-        return splits.train.batch(batch_rows(seed, round_, step, device, shares[device], c.federation.batch_size))
 
     def public(round_: int, step: int) -> Batch:
         size = min(PUBLIC_BATCH, len(splits.public))
@@ -230,6 +232,7 @@ def _lab(
         seed=seed,
         rounds=c.run.rounds,
         devices=c.federation.devices,
+        sampled=c.federation.sampled_devices,
         local_steps=c.federation.local_steps,
         perturbations=c.zo.perturbations,
         epsilon=c.zo.epsilon,
@@ -237,7 +240,9 @@ def _lab(
         trainable=trainable,
         stream=Stream(cut, trainable, meter, gaussian=gaussian, micro_batch=c.model.micro_batch),
         meter=meter,
-        private=private,
+        private=private.batch,
         public=public,
         public_rows=public_rows,
+        guide_lag=c.comm.guide_lag,
+        kept=Kept,
     )

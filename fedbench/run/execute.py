@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from fedbench.algorithms.base import CLOUD
 from fedbench.base import account, identity, provenance
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
-from fedbench.comm.star import Star
+from fedbench.comm.connect import connect
+from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, launch, spans
 from fedbench.run.build import Built, Job, construct
@@ -31,6 +33,7 @@ from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
 from fedbench.run.memory import Evaluating, Memory
 from fedbench.run.runner import Observer, Runner, weights_sha256
+from fedbench.sim.profiles import link_of
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -95,7 +98,11 @@ class Execution:
         if isinstance(built, int):
             return built
         job = built.job
-        star = Star(self._transport, job.codec, job.config.comm.deadline_s, self._clock)
+        config = job.config
+        link = link_of(config)
+        star = connect(
+            self._transport, self._clock, job.codec, config.comm, config.link, config.run.seed, lambda _: link
+        )
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))
@@ -125,10 +132,11 @@ class Execution:
         assert built is not None
         return built
 
-    def _run(self, built: Built, star: Star, options: Options) -> int:
+    def _run(self, built: Built, star: Topology, options: Options) -> int:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        built.lab.stream.poll = star.poll
         clock.keep(job.config.results.trace_rounds, spans.most_kept(star.transport.size))
         runner = Runner(built, star, clock)
         metrics = Metrics(built, runner, clock)
@@ -204,7 +212,8 @@ class Execution:
     def _share_state(self, runner: Runner, place: Place) -> None:
         """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
         star, algorithm = runner.star, runner.built.algorithm
-        state = {name: np.ascontiguousarray(a) for name, a in algorithm.state().items()} if star.is_cloud else {}
+        own = algorithm.state() if star.is_cloud else {}
+        state = {name: np.ascontiguousarray(a) for name, a in own.items() if not name.startswith(CLOUD)}
         table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
         (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
         units = [Unit("table", (size,), "|u1")]

@@ -12,7 +12,7 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import NO_NOTE, Place
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.run import spans
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.hidden import hidden_fraction
@@ -30,7 +30,7 @@ class Ranks(NamedTuple):
     apart: bool = True
 
 
-def gather_ranks(star: Star, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
+def gather_ranks(star: Topology, memory: Memory, clock: Clock, weights: str, *, replicas: bool) -> Ranks:
     """Return every rank's memory and spans on rank 0; WireError where a replica's weights differ from the cloud's."""
     own, log = spans.packed(clock), memory.log()
     sizes = [len(own["spans"]), len(own["names"]), len(log), int(not memory.apart)]

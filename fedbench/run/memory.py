@@ -12,7 +12,7 @@ import numpy as np
 
 from fedbench.base import account, records
 from fedbench.run.callbacks.metrics import Metrics
-from fedbench.run.runner import Outcome
+from fedbench.run.outcome import Outcome
 
 PHASES = ("import", "load", "train", "evaluate")
 

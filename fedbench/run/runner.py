@@ -7,46 +7,25 @@ which may ask to stop; every rank leaves at the same round.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
 from fedbench.algorithms.base import Round
-from fedbench.base.arrays import Arrays
+from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
-
-
-@dataclass
-class Outcome:
-    """What a round was: on rank 0 complete, elsewhere the number alone."""
-
-    number: int
-    lr: float = float("nan")
-    exchanges: int = 0
-    devices: tuple[int, ...] = ()
-    losses: list[float] = field(default_factory=list)
-    flops: list[float] = field(default_factory=list)
-    compute_s: list[float] = field(default_factory=list)
-    up_bytes: list[int] = field(default_factory=list)
-    plan_bytes: int = 0
-    reply_bytes: int = 0
-    wire_bytes: int = 0
-    cloud_flops: float = 0.0
-    cloud_loss: float = float("nan")
-    replay_ops: float = 0.0
-    scalars: int = 0
-    zero_scalars: int = 0
-    query_radius: float = float("nan")
-    round_s: float = 0.0
+from fedbench.run.callbacks.traffic import Traffic
+from fedbench.run.outcome import Outcome, Sent
+from fedbench.run.virtual import Virtual
 
 
 class Observer(Protocol):
@@ -86,7 +65,7 @@ def weights_sha256(trainable: Trainable) -> str:
 class Runner:
     """One rank's part in a run."""
 
-    def __init__(self, built: Built, star: Star, clock: Clock) -> None:
+    def __init__(self, built: Built, star: Topology, clock: Clock) -> None:
         self.built = built
         self.star = star
         self.clock = clock
@@ -94,6 +73,12 @@ class Runner:
         self.next_round = 0
         if built.cut.residency.kernels == "cpu":  # a GPU's layers end behind our back; only whole spans wait for it
             built.lab.stream.clock = clock
+        comm = built.job.config.comm
+        edges = comm.edges if comm.topology == "tree" else 0
+        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up, edges)
+        self.virtual: Virtual | None = None
+        if built.scene is not None:
+            self.virtual = Virtual(built.scene, self.traffic, built.job.config.run.train_every)
 
     def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
         """Play rounds until the last one, the target or an agreed stop; return `rounds`, `target` or `stopped`."""
@@ -117,69 +102,134 @@ class Runner:
 
     def play(self, number: int) -> Outcome:
         """Play one round on this rank."""
-        algorithm, devices = self.built.algorithm, self.built.sampled(number)
+        algorithm, virtual = self.built.algorithm, self.virtual
         self.clock.begin(number)
-        start, moved = time.perf_counter(), self.star.transport.moved_bytes
+        start, moved = time.perf_counter(), self.star.moved_bytes
         lr = self.built.job.settings.lr_at(number, self.built.job.config.run.rounds)
-        outcome = Outcome(number, lr, devices=devices)
+        outcome = Outcome(number, lr, devices=self.built.sampled(number))
+        outcome.begin(outcome.devices if virtual is None else virtual.begin(outcome))
         replayed = algorithm.replay_ops
         algorithm.cloud_loss = float(
             "nan"
         )  # of this round, so that a resumed run doesn't know less than a straight one
-        plan: Arrays = {}
-        again = True
-        while again:
-            at = Round(number, outcome.exchanges, devices, lr)
-            again, plan = self._exchange(at, plan, outcome)
-            outcome.exchanges += 1
+        at = Round(number, 0, outcome.present, lr)
+        outcome.trained = virtual is None or virtual.trains(number)
+        if outcome.trained:
+            self._train(at, outcome)
+        elif self.star.is_cloud and virtual is not None:
+            with self.clock.span("account"):
+                virtual.rehearse(at, algorithm, outcome)
         outcome.replay_ops = algorithm.replay_ops - replayed
         outcome.query_radius = algorithm.query_radius
         outcome.cloud_loss = algorithm.cloud_loss
-        outcome.wire_bytes = self.star.transport.moved_bytes - moved
+        outcome.wire_bytes = self.star.moved_bytes - moved
         outcome.round_s = time.perf_counter() - start
         if self.star.is_cloud:
-            self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())
+            with self.clock.span("account"):
+                self.trajectory.join(b"round", number.to_bytes(4, "little"), np.float64(outcome.cloud_loss).tobytes())
+                self._charge(outcome)
         return outcome
+
+    def _train(self, at: Round, outcome: Outcome) -> None:
+        """Play a round's exchanges, with the devices whose answers have counted so far."""
+        plan: Arrays = {}
+        again = True
+        while again:
+            at = at._replace(exchange=outcome.exchanges, devices=outcome.in_force)
+            outcome.told_bytes = outcome.reply_bytes
+            again, plan = self._exchange(at, plan, outcome)
+            outcome.exchanges += 1
 
     def _exchange(self, at: Round, plan: Arrays, outcome: Outcome) -> tuple[bool, Arrays]:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
-        plan_units = algorithm.plan_units(at)
-        if plan_units:
-            made = None
-            if star.is_cloud:
-                with clock.span("cloud", "plan"):
-                    made = algorithm.plan(at)
-                outcome.cloud_flops += self.built.lab.meter.take()
-            with clock.span("send", "plan"):
-                inbox = star.down("plan", plan_units, made, place)
-            plan = self.built.cut.residency.arrays(inbox)
+        sent = self._plan(at, place)
+        plan = plan if sent.units is None else sent.units
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
             self._compute(at, plan, place)
+        if star.is_cloud:
+            with clock.span("cloud", "ahead"):
+                algorithm.ahead(at)
+            sent = sent._replace(ahead_flops=self.built.lab.meter.take())
+        came = self._came(at, inboxes, sent, outcome)
+        if algorithm.uses_devices and not came.devices:
+            algorithm.skip(came, plan)
+            return False, plan
         reply, again = None, False
         if star.is_cloud:
-            star.gather(inboxes)
+            uploads = {device: inboxes[device] for device in came.devices}
             with clock.span("account"):
-                self._take(inboxes, outcome)
-                if plan_units:
-                    outcome.plan_bytes += inbox.coded_bytes
+                for arrays in outcome.take(uploads):
+                    self.trajectory.join(*(array.reshape(-1).view(np.uint8).data for array in arrays))
             with clock.span("cloud", "combine"):
-                answer = algorithm.combine(at, inboxes)
-            outcome.cloud_flops += self.built.lab.meter.take()
+                answer = algorithm.combine(came, uploads)
             reply, again = answer.arrays, answer.again
-        reply_units = algorithm.reply_units(at)
-        if not reply_units:
-            return again, plan
-        with clock.span("send", "reply"):
-            answered = star.down("reply", reply_units, reply, place, Note(again=again))
-        again = answered.note.again
-        with clock.span("apply"):
-            algorithm.apply(at, plan, answered)
-        if star.is_cloud:
-            outcome.reply_bytes += answered.coded_bytes
+        combine_flops = self.built.lab.meter.take() if star.is_cloud else 0.0
+        outcome.cloud_flops += combine_flops
+        reply_units = algorithm.reply_units(came)
+        reply_bytes = 0
+        if reply_units:
+            with clock.span("send", "reply"):
+                answered = star.down("reply", reply_units, reply, place, Note(again=again), came.devices)
+            again = answered.note.again
+            with clock.span("apply"):
+                algorithm.apply(came, plan, answered)
+            reply_bytes = answered.coded_bytes if star.is_cloud else 0
+        outcome.reply_bytes += reply_bytes
+        if self.virtual is not None and star.is_cloud:
+            self.virtual.combined(at.number, combine_flops, reply_bytes)
         return again, plan
+
+    def _plan(self, at: Round, place: Place) -> Sent:
+        """Send the plan of an exchange down, where there is one, and return it as it arrives."""
+        algorithm, star = self.built.algorithm, self.star
+        outline_units, made, flops = algorithm.outline_units(at), None, 0.0
+        if star.is_cloud and (outline_units or algorithm.plan_units(at)):
+            with self.clock.span("cloud", "plan"):
+                made = algorithm.plan(at)
+            flops = self.built.lab.meter.take()
+        outline = None
+        if outline_units:
+            outline = star.down("outline", outline_units, made, place, devices=at.devices)
+            algorithm.learn(outline)
+        plan_units = algorithm.plan_units(at)
+        units = None
+        if plan_units:
+            with self.clock.span("send", "plan"):
+                units = star.down("plan", plan_units, made, place, devices=at.devices)
+        return Sent(outline, units, flops)
+
+    def _came(self, at: Round, inboxes: Mapping[int, Inbox], sent: Sent, outcome: Outcome) -> Round:
+        """Return the round with the devices that answered in time, on every rank alike."""
+        star, virtual = self.star, self.virtual
+        in_time = np.ones(len(at.devices), np.uint8)
+        if star.is_cloud:
+            with self.clock.span("wait", "upload"):
+                star.gather(inboxes)
+            with self.clock.span("account"):
+                counted = outcome.count(inboxes, sent)
+                if virtual is not None:
+                    in_time = virtual.answers(at, counted, outcome).astype(np.uint8)
+        if virtual is not None and virtual.scene.deadline_s < math.inf and at.devices:
+            unit = Unit("in_time", in_time.shape, "|u1")
+            made = {unit.name: in_time} if star.is_cloud else None
+            told = star.down("in time", [unit], made, Place(at.number, at.exchange, -1, 0), devices=at.devices)
+            in_time = np.array(told[unit.name])
+        outcome.leave_out(in_time.astype(bool))
+        return at._replace(devices=outcome.in_force)
+
+    def _charge(self, outcome: Outcome) -> None:
+        """Count what the devices that took part fetched, and close the simulated round."""
+        answered = len(outcome.in_force)
+        downs = self.traffic.round(
+            outcome.number, outcome.present, outcome.plan_bytes, outcome.reply_bytes, answered, outcome.told_bytes
+        )
+        by_device = dict(zip(outcome.present, downs, strict=True))
+        outcome.down_bytes = [by_device.get(device, 0) for device in outcome.devices]
+        if self.virtual is not None:
+            self.virtual.end(outcome, needs_devices=self.built.algorithm.uses_devices)
 
     def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""
@@ -194,23 +244,3 @@ class Runner:
             units = self.built.algorithm.upload_units(at, device)
             with self.clock.span("send", "upload"):
                 self.star.report(at.devices, device, units, upload.arrays, place, note)
-
-    def _take(self, inboxes: Mapping[int, Inbox], outcome: Outcome) -> None:
-        """Account for what the devices sent, in device order, and join it to the trajectory."""
-        first = outcome.exchanges == 0
-        for slot, inbox in enumerate(inboxes.values()):
-            arrays = {name: np.ascontiguousarray(inbox[name]) for name in inbox}
-            self.trajectory.join(*(array.reshape(-1).view(np.uint8).data for array in arrays.values()))
-            note = inbox.note
-            if first:
-                for column in (outcome.losses, outcome.flops, outcome.compute_s):
-                    column.append(0.0)
-                outcome.up_bytes.append(0)
-            outcome.losses[slot] += (note.loss - outcome.losses[slot]) / (outcome.exchanges + 1)
-            outcome.flops[slot] += note.flops
-            outcome.compute_s[slot] += note.compute_s
-            outcome.up_bytes[slot] += inbox.coded_bytes
-            scalars = arrays.get("scalars")
-            if scalars is not None:
-                outcome.scalars += scalars.size
-                outcome.zero_scalars += int(scalars.size - np.count_nonzero(scalars))

@@ -95,7 +95,8 @@ def test_an_evaluation_is_that_of_the_plain_model_and_changes_nothing() -> None:
 
 
 def test_every_column_of_the_record_is_filled_by_somebody() -> None:
-    tiny = Tiny(make("cooperllm", QUICK | {"link.clock": "paced", "link.down": "1Gbit/s"}, evaluated=8))
+    known = {"link.clock": "virtual", "profile.name": "wifi", "profile.device": "raspberry-pi-4"}
+    tiny = Tiny(make("cooperllm", QUICK | known, evaluated=8))
     tiny.run()
     missing = {"zero_fraction", "device_loss", "cloud_loss", "query_radius", "lr"}
     assert set(tiny.metrics.rows[-1]) == set(records.ROUND_COLUMNS)
@@ -105,10 +106,21 @@ def test_every_column_of_the_record_is_filled_by_somebody() -> None:
     for name, column in record.rounds.items():
         assert column.dtype == np.dtype(records.ROUND_COLUMNS[name].dtype)
         assert len(column) == 4
-        assert np.isfinite(column[1:].astype(float)).all(), name
+        assert np.isfinite(column[1:].astype(float)).all() == (name != "plan_s"), name
         if name in missing:
             assert np.isnan(column[0])
     assert all(table.shape == (3, 3) for table in record.devices.values())
+
+
+def test_the_time_of_a_plan_is_known_on_a_paced_link_alone() -> None:
+    for clock, known in (("paced", True), ("none", False)):
+        tiny = Tiny(make("cooperllm", QUICK | {"link.clock": clock, "link.down": "8Mbit/s"}, evaluated=8))
+        (outcome,) = tiny.play(1)
+        assert outcome.plan_bytes > 0
+        tiny.metrics.rows.append({})
+        tiny.metrics.played(outcome)
+        expected = outcome.plan_bytes / 1e6 if known else float("nan")
+        assert tiny.metrics.rows[-1]["plan_s"] == pytest.approx(expected, nan_ok=True)
 
 
 def test_what_was_not_evaluated_is_missing_and_not_zero() -> None:

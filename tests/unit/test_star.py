@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,74 +11,15 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import HEADER_BYTES, LZ4, RAW, Note, Place
-from fedbench.comm.base import Missing, Request
-from fedbench.comm.inbox import DECODED_UNITS
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
+
+from hub import Hub, Rank  # isort: skip
 
 CODECS = pytest.mark.parametrize("codec", [RAW, LZ4], ids=["raw", "lz4"])
 PLAN = [Unit("layer.0", (40, 8)), Unit("layer.1", (7,)), Unit("layer.2", (512,))]
 SCALARS = [Unit("scalars", (2,))]
 DEVICES = (1, 4, 5)
-
-
-class Message:
-    """A send or receive of the hub below."""
-
-    def __init__(self, buffer: np.ndarray) -> None:
-        self.buffer = buffer
-        self.complete = False
-        self.received_bytes = 0
-
-    def done(self) -> bool:
-        return self.complete
-
-
-class Hub:
-    """Mailboxes of a world of several ranks, all played by one thread; a sent buffer is read when it is received."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.boxes: dict[tuple[int, int, int, str], deque[Message]] = {}
-
-    def meet(self, source: int, target: int, tag: int, mine: Message, *, sending: bool) -> Message:
-        ways = ("send", "receive") if sending else ("receive", "send")
-        waiting = self.boxes.get((source, target, tag, ways[1]))
-        if not waiting:
-            self.boxes.setdefault((source, target, tag, ways[0]), deque()).append(mine)
-            return mine
-        other = waiting.popleft()
-        giver, taker = (mine, other) if sending else (other, mine)
-        assert giver.buffer.size <= taker.buffer.size
-        taker.buffer[: giver.buffer.size] = giver.buffer
-        taker.received_bytes = giver.buffer.size
-        mine.complete = other.complete = True
-        return mine
-
-
-class Rank:
-    """The transport of one rank of a hub; waiting never helps, since all ranks are one thread."""
-
-    def __init__(self, hub: Hub, rank: int) -> None:
-        self.hub, self.rank, self.size = hub, rank, hub.size
-        self.moved_bytes = self.open_requests = 0
-
-    def send(self, buffer: np.ndarray, peer: int, tag: int) -> Message:
-        return self.hub.meet(self.rank, peer, tag, Message(buffer), sending=True)
-
-    def receive(self, buffer: np.ndarray, peer: int, tag: int) -> Message:
-        return self.hub.meet(peer, self.rank, tag, Message(buffer), sending=False)
-
-    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing) -> None:
-        left = [index for index, request in enumerate(requests) if not request.done()]
-        if left:
-            raise WireError(missing(left))
-
-    def agree(self, values: Sequence[int], deadline_s: float, what: str) -> list[int]:
-        return list(values)
-
-    def name_of(self, rank: int) -> str:
-        return f"rank {rank} on host{rank}"
 
 
 def alone(codec: int = RAW) -> Star:
@@ -159,10 +98,12 @@ def test_lz4_units_are_decoded_when_asked_for_and_few_are_kept() -> None:
     units = [Unit(f"layer.{index}", (256,)) for index in range(5)]
     sent = {unit.name: np.full(256, index, np.float32) for index, unit in enumerate(units)}
     inbox = star.down("plan", units, sent, Place(0, 0, -1, 0))
-    assert len(inbox._decoded) == 0
+    assert inbox._latest is None
     for name in inbox:
-        assert np.array_equal(inbox[name], sent[name])
-        assert len(inbox._decoded) <= DECODED_UNITS
+        array = inbox[name]
+        assert np.array_equal(array, sent[name])
+        assert inbox[name] is array, "the latest is kept"
+        assert not inbox._views
     assert 0 < inbox.coded_bytes < sum(unit.raw_bytes for unit in units)
     raw = alone(RAW).down("plan", units, sent, Place(0, 0, -1, 0))
     assert raw.coded_bytes == sum(unit.raw_bytes for unit in units)

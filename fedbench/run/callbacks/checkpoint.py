@@ -6,7 +6,8 @@ from typing import Any
 
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.ckpt import Checkpoint, Store
-from fedbench.run.runner import Outcome, Runner
+from fedbench.run.outcome import Outcome
+from fedbench.run.runner import Runner
 
 
 class SaveCheckpoint:

@@ -5,6 +5,9 @@ Lives on rank 0. It reads the model and never changes it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -12,19 +15,22 @@ import torch
 
 from fedbench.base.clock import Clock
 from fedbench.base.errors import NumericsError
+from fedbench.base.records import ROUND_COLUMNS, SIMULATED
 from fedbench.data.rows import Rows
 from fedbench.models.cut import Cut
 from fedbench.models.probe import logistic_accuracy
 from fedbench.models.start import features_of
 from fedbench.run.build import Built
-from fedbench.run.callbacks.traffic import Traffic
-from fedbench.run.runner import Outcome, Runner, weights_sha256
+from fedbench.run.outcome import Outcome
+from fedbench.run.runner import Runner, weights_sha256
 
 _EVALUATION_ROWS = 128
 
 #: A run with more loss differences of exactly zero than this share is not measuring anything (methods.md 1.5).
 ZERO_LIMIT = 0.01
 _ZERO_SAMPLE = 300
+
+_SIMULATED = tuple(name for name, column in ROUND_COLUMNS.items() if column.unit == SIMULATED)
 
 
 class Metrics:
@@ -36,9 +42,9 @@ class Metrics:
         self._clock = clock
         self._config = built.job.config
         self.rows: list[dict[str, float]] = []
-        self.device_rows: list[dict[str, list[float]]] = []
+        self.device_rows: list[dict[str, Sequence[float]]] = []
         self.probe_accuracy: float | None = None
-        self.traffic = Traffic(4 * built.trainable.size, built.algorithm.catch_up)
+        self.traffic = runner.traffic
         self._scalars = self._zeros = 0
 
     def started(self) -> None:
@@ -56,20 +62,21 @@ class Metrics:
     def played(self, outcome: Outcome) -> bool:
         """Add the row of a round; return whether the target is reached and the job stops there."""
         self._guard(outcome)
-        downs = self.traffic.round(outcome.number, outcome.devices, outcome.plan_bytes, outcome.reply_bytes)
+        here = outcome.took_part
         seconds = self._clock.seconds
         row: dict[str, float] = {
             "round": outcome.number,
             "exchanges": outcome.exchanges,
             "lr": outcome.lr,
-            "device_loss": _mean(outcome.losses),
+            "device_loss": _mean([loss for loss in outcome.losses if not math.isnan(loss)]),
             "cloud_loss": outcome.cloud_loss,
             "zero_fraction": outcome.zero_scalars / outcome.scalars if outcome.scalars else float("nan"),
             "query_radius": outcome.query_radius,
-            "uplink_bytes": _whole_mean(outcome.up_bytes),
-            "downlink_bytes": _whole_mean(downs),
+            "uplink_bytes": _whole_mean(list(compress(outcome.up_bytes, here))),
+            "downlink_bytes": _whole_mean(list(compress(outcome.down_bytes, here))),
+            "edge_bytes": self.traffic.to_edges(),
             "wire_bytes": outcome.wire_bytes,
-            "device_flops": _mean(outcome.flops, 0.0),
+            "device_flops": _mean(list(compress(outcome.flops, here)), 0.0),
             "cloud_flops": outcome.cloud_flops,
             "replay_ops": outcome.replay_ops,
             "round_s": outcome.round_s,
@@ -79,6 +86,10 @@ class Metrics:
             "wait_s": seconds("wait"),
             "plan_s": self._plan_s(outcome.plan_bytes),
             "apply_s": seconds("apply"),
+            "trained": int(outcome.trained),
+            "answered": sum(outcome.answered),
+            "sim_energy_j": _mean(list(compress(outcome.energy_j, here))),
+            **_simulated(outcome),
         }
         last = outcome.number + 1 == self._config.run.rounds
         done, run = outcome.number + 1, self._config.run
@@ -89,10 +100,13 @@ class Metrics:
             {
                 "device": list(outcome.devices),
                 "loss": outcome.losses,
-                "uplink_bytes": [*outcome.up_bytes],
-                "downlink_bytes": [*downs],
+                "uplink_bytes": outcome.up_bytes,
+                "downlink_bytes": outcome.down_bytes,
                 "flops": outcome.flops,
                 "compute_s": outcome.compute_s,
+                "answered": [int(counts) for counts in outcome.answered],
+                "sim_s": outcome.sim_device_s,
+                "sim_energy_j": outcome.energy_j,
             }
         )
         target = self._config.run.target_accuracy
@@ -107,6 +121,7 @@ class Metrics:
             "probe_accuracy": self.probe_accuracy,
             "traffic": self.traffic.state(),
             "zeros": [self._zeros, self._scalars],
+            "virtual": None if self._runner.virtual is None else self._runner.virtual.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -115,6 +130,8 @@ class Metrics:
         self.probe_accuracy = state["probe_accuracy"]
         self.traffic.restore(state["traffic"])
         self._zeros, self._scalars = state["zeros"]
+        if self._runner.virtual is not None:
+            self._runner.virtual.restore(state["virtual"])
 
     def _evaluated(self) -> dict[str, float]:
         """Return the evaluation columns and join the weights to the trajectory."""
@@ -165,6 +182,15 @@ def evaluate(cut: Cut, rows: Rows) -> tuple[float, float]:
             right += float(cut.head.hits(out, batch).sum())
             loss += float(cut.head.losses(out, batch).sum())
     return right / len(rows), loss / len(rows)
+
+
+def _simulated(outcome: Outcome) -> dict[str, float]:
+    """Return the columns of the virtual clock, none where there is none."""
+    times = outcome.times
+    if times is None:
+        return dict.fromkeys(_SIMULATED, float("nan"))
+    values = (times.total, times.cloud, times.trunk, times.link, times.compute, times.wait, times.bound)
+    return dict(zip(_SIMULATED, (*values, outcome.sim_other_s), strict=True))
 
 
 def _mean(values: list[float], empty: float = float("nan")) -> float:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedbench.run.callbacks.metrics import Metrics
-from fedbench.run.runner import Outcome
+from fedbench.run.outcome import Outcome
 
 _LINE_EVERY_S = 5.0
 

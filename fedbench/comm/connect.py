@@ -1,0 +1,37 @@
+"""From a job's tables to the topology of its run: the only place that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedbench.base.clock import Clock
+from fedbench.base.job import CommSection, LinkSection
+from fedbench.base.link import Link
+from fedbench.base.quantity import seconds
+from fedbench.comm.base import Transport
+from fedbench.comm.mail import Progress
+from fedbench.comm.pace import Pacer
+from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
+from fedbench.comm.tree import Tree, edge_count
+
+
+def connect(
+    transport: Transport,
+    clock: Clock,
+    codec: int,
+    comm: CommSection,
+    link: LinkSection,
+    seed: int,
+    link_of: Callable[[int], Link] | None = None,
+) -> Topology:
+    """Return the topology of a run; `link_of` tells each device's link where they are not all that of `link`.
+
+    A tree in a world that is too small for an edge is a star.
+    """
+    pacer = Pacer(link_of or (lambda _: link.link), seed) if link.clock == "paced" else None
+    progress = Progress(comm.progress, seconds(comm.poll_interval))
+    edges = edge_count(comm.edges, transport.size) if comm.topology == "tree" else 0
+    if edges == 0:
+        return Star(transport, codec, comm.deadline_s, clock, pacer, progress)
+    return Tree(transport, codec, comm.deadline_s, clock, pacer, progress, edges=edges, chunk_bytes=comm.chunk_bytes)

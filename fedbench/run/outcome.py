@@ -1,0 +1,133 @@
+"""What a round was, slot by slot of its sampled devices: what the runner fills in and the callbacks on rank 0 read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from fedbench.comm.inbox import Inbox
+from fedbench.sim.clock import Times
+
+
+class Sent(NamedTuple):
+    """The plan of an exchange as it travels, with the outline that goes ahead of it; None where there is none.
+
+    The cloud spent `flops` on it, and `ahead_flops` on later plans while devices computed.
+    """
+
+    outline: Inbox | None
+    units: Inbox | None
+    flops: float = 0.0
+    ahead_flops: float = 0.0
+
+    @property
+    def unit_bytes(self) -> tuple[int, ...]:
+        """Coded bytes of all units, in the order in which they travel."""
+        return tuple(size for inbox in (self.outline, self.units) if inbox is not None for size in inbox.unit_bytes)
+
+
+class Counted(NamedTuple):
+    """An exchange before the cloud combined: coded bytes of the plan's units, the cloud's FLOPs for them and meanwhile,
+    and of each device FLOPs and bytes up."""
+
+    unit_bytes: tuple[int, ...]
+    plan_flops: float
+    ahead_flops: float
+    flops: tuple[float, ...]
+    up_bytes: tuple[int, ...]
+
+
+@dataclass
+class Outcome:
+    """What a round was: on rank 0 complete, elsewhere the number alone.
+
+    Lists have one entry for each sampled device. `took_part`: it did not drop out; `answered`: nor did it come too late
+    in any exchange. `times` and `sim_other_s` are those of the virtual clock, where there is one.
+    """
+
+    number: int
+    lr: float = float("nan")
+    exchanges: int = 0
+    devices: tuple[int, ...] = ()
+    trained: bool = True
+    took_part: list[bool] = field(default_factory=list)
+    answered: list[bool] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    compute_s: list[float] = field(default_factory=list)
+    up_bytes: list[int] = field(default_factory=list)
+    down_bytes: list[int] = field(default_factory=list)
+    sim_device_s: list[float] = field(default_factory=list)
+    energy_j: list[float] = field(default_factory=list)
+    plan_bytes: int = 0
+    reply_bytes: int = 0
+    told_bytes: int = 0
+    wire_bytes: int = 0
+    cloud_flops: float = 0.0
+    cloud_loss: float = float("nan")
+    replay_ops: float = 0.0
+    scalars: int = 0
+    zero_scalars: int = 0
+    query_radius: float = float("nan")
+    round_s: float = 0.0
+    times: Times | None = None
+    sim_other_s: float = float("nan")
+
+    def begin(self, present: tuple[int, ...]) -> None:
+        """Make room for the sampled devices, of which some are present."""
+        count, here = len(self.devices), set(present)
+        self.took_part = [device in here for device in self.devices]
+        self.answered = list(self.took_part)
+        self.losses, self.sim_device_s, self.energy_j = ([float("nan")] * count for _ in range(3))
+        self.flops, self.compute_s = ([0.0] * count for _ in range(2))
+        self.up_bytes, self.down_bytes = ([0] * count for _ in range(2))
+
+    @property
+    def in_force(self) -> tuple[int, ...]:
+        """The devices whose answers have all counted so far."""
+        return tuple(device for device, counts in zip(self.devices, self.answered, strict=True) if counts)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The devices that took part."""
+        return tuple(device for device, here in zip(self.devices, self.took_part, strict=True) if here)
+
+    def slots(self) -> list[int]:
+        """Return the slots of the devices in force."""
+        return [slot for slot, counts in enumerate(self.answered) if counts]
+
+    def count(self, inboxes: Mapping[int, Inbox], sent: Sent) -> Counted:
+        """Account for an exchange up to what the devices in force sent, in their order, and return its counts."""
+        flops, up_bytes = [], []
+        for slot, inbox in zip(self.slots(), inboxes.values(), strict=True):
+            note = inbox.note
+            flops.append(note.flops)
+            up_bytes.append(inbox.coded_bytes)
+            self.flops[slot] += note.flops
+            self.compute_s[slot] += note.compute_s
+            self.up_bytes[slot] += up_bytes[-1]
+        self.plan_bytes += sum(sent.unit_bytes)
+        self.cloud_flops += sent.flops + sent.ahead_flops
+        return Counted(sent.unit_bytes, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
+
+    def leave_out(self, in_time: np.ndarray) -> None:
+        """Take those out of force that came too late: bool [devices in force]."""
+        for slot, came in zip(self.slots(), in_time.tolist(), strict=True):
+            self.answered[slot] = came
+
+    def take(self, inboxes: Mapping[int, Inbox]) -> list[list[np.ndarray]]:
+        """Account for losses and scalars that count, and return each device's arrays, in device order."""
+        taken = []
+        for slot, inbox in zip(self.slots(), inboxes.values(), strict=True):
+            arrays = {name: np.ascontiguousarray(inbox[name]) for name in inbox}
+            before = self.losses[slot] if self.exchanges else 0.0
+            self.losses[slot] = before + (inbox.note.loss - before) / (self.exchanges + 1)
+            scalars = arrays.get("scalars")
+            if scalars is not None:
+                self.scalars += scalars.size
+                self.zero_scalars += int(scalars.size - np.count_nonzero(scalars))
+            taken.append(list(arrays.values()))
+        return taken

@@ -1,0 +1,207 @@
+"""The tree: what a star brings, by edges that pass units on as they come and open none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fedbench.base.arrays import Unit
+from fedbench.base.clock import Clock
+from fedbench.base.errors import WireError
+from fedbench.codec import frame
+from fedbench.codec.frame import LZ4, RAW, Note, Place
+from fedbench.comm import bundle
+from fedbench.comm.bundle import Piece
+from fedbench.comm.tree import Tree, edge_count
+
+from hub import Hub, Rank  # isort: skip
+
+PLAN = [Unit("layer.0", (40, 8)), Unit("layer.1", (7,)), Unit("layer.2", (512,))]
+DEVICES = (1, 2, 4, 5, 7)
+
+#: (edges asked for, ranks, edges)
+COUNTS = [
+    (2, 1, 0),
+    (2, 2, 0),
+    (2, 3, 1),
+    (2, 4, 1),
+    (2, 5, 2),
+    (2, 8, 2),
+    (4, 8, 3),
+    (1, 9, 1),
+    (4, 9, 4),
+    (99, 100, 49),
+]
+
+
+def trees(size: int, edges: int, chunk_bytes: int = 1 << 20, codec: int = RAW) -> list[Tree]:
+    hub = Hub(size)
+    return [Tree(Rank(hub, r), codec, 5.0, Clock(), edges=edges, chunk_bytes=chunk_bytes) for r in range(size)]
+
+
+def units_of(device: int) -> Sequence[Unit]:
+    """Two units, the second of a length of its own."""
+    return Unit("scalars", (2,)), Unit("indices", (4 + device,), "<u4", at_most=True)
+
+
+def upload(device: int, number: int) -> dict[str, np.ndarray]:
+    return {"scalars": np.array([device, number], np.float32), "indices": np.arange(device, dtype=np.uint32)}
+
+
+def turn(ranks: Sequence[Tree]) -> None:
+    """Let every rank move its messages until nothing moves."""
+    while any([tree._mail.poll() == 0.0 for tree in ranks]):
+        continue
+
+
+def play(ranks: Sequence[Tree], number: int) -> None:
+    """One exchange on all ranks, which must bring what was sent."""
+    place, cloud = Place(number, 0, -1, 0), ranks[0]
+    stream = np.random.default_rng(number)
+    sent = {unit.name: stream.integers(-3, 4, unit.shape).astype(np.float32) for unit in PLAN}
+    plans = [tree.down("plan", PLAN, sent if tree.is_cloud else None, place) for tree in ranks]
+    inboxes, *others = [tree.expect(DEVICES, units_of, place) for tree in ranks]
+    assert others == [{}] * len(others)
+    turn(ranks)
+    for plan in plans[1:]:
+        assert all(np.array_equal(plan[name], sent[name]) for name in sent)
+    for device in reversed(DEVICES):
+        host = ranks[cloud.host_of(device)]
+        host.report(DEVICES, device, units_of(device), upload(device, number), place, Note(float(device)))
+    turn(ranks)
+    cloud.gather(inboxes)
+    assert tuple(inboxes) == DEVICES
+    for device, inbox in inboxes.items():
+        assert inbox.note.loss == device
+        for name, array in upload(device, number).items():
+            assert np.array_equal(inbox[name], array)
+
+
+@pytest.mark.parametrize(("edges", "size", "count"), COUNTS)
+def test_a_small_world_makes_fewer_of_its_ranks_edges(edges: int, size: int, count: int) -> None:
+    assert edge_count(edges, size) == count
+    if count:
+        ranks = trees(size, count)
+        assert list(ranks[0].peers) == list(range(1 + count, size))
+        below = [list(tree._children) for tree in ranks]
+        assert below[0] == list(range(1, 1 + count))
+        assert sorted(itertools.chain(*below[1 : 1 + count])) == list(ranks[0].peers)
+        assert not any(below[1 + count :])
+        assert {ranks[rank]._parent for rank in ranks[0].peers} == set(below[0])
+
+
+@pytest.mark.parametrize("codec", [RAW, LZ4], ids=["raw", "lz4"])
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 4096, 250, 1])
+@pytest.mark.parametrize(("size", "edges"), [(3, 1), (5, 2), (8, 3)])
+def test_exchanges_bring_what_was_sent_in_device_order(size: int, edges: int, chunk_bytes: int, codec: int) -> None:
+    ranks = trees(size, edges, chunk_bytes, codec)
+    for number in range(4):
+        play(ranks, number)
+    for tree in ranks:
+        tree.finish()
+    assert not any(ranks[0].transport.hub.boxes.values())
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 300, 1])
+def test_the_cloud_knows_every_byte_that_was_moved_between_any_ranks(chunk_bytes: int) -> None:
+    ranks = trees(6, 2, chunk_bytes)
+    for number in range(2):
+        play(ranks, number)
+    moved = ranks[0].transport.hub.moved
+    assert ranks[0].moved_bytes == sum(moved) // 2 > moved[0] > 0
+
+
+def test_a_unit_goes_on_while_the_next_is_not_yet_there() -> None:
+    cloud, edge, *below = trees(4, 1)
+    place = Place(0, 0, -1, 0)
+    received = [tree.down("plan", PLAN, None, place) for tree in (edge, *below)]
+    cloud._moves += 1
+    for index in range(len(PLAN)):
+        array = np.full(PLAN[index].shape, index, np.float32)
+        packed = frame.pack(array, PLAN[index], place._replace(unit=index), RAW).frame
+        cloud.transport.send(packed, 1, cloud._tag(0, index))
+        turn([edge])
+        for inbox in received[1:]:
+            assert [request.done() for request in inbox.requests] == [n <= index for n in range(len(PLAN))]
+            assert np.array_equal(inbox[PLAN[index].name], array)
+
+
+def test_whoever_is_missing_is_named_by_the_edge_and_by_the_cloud() -> None:
+    ranks = trees(6, 2)  # devices 1 and 4 on rank 4 below edge 2, 2 and 5 on rank 5 and 7 on rank 4
+    place = Place(3, 0, -1, 0)
+    inboxes, *_ = [tree.expect(DEVICES, units_of, place) for tree in ranks]
+    for device in (2, 5, 7):
+        host = ranks[ranks[0].host_of(device)]
+        host.report(DEVICES, device, units_of(device), upload(device, 3), place, Note())
+    turn(ranks)
+    with pytest.raises(
+        WireError, match=r"still waits for device 1 \(rank 4 on host4, by edge rank 2 on host2\), device 4"
+    ):
+        ranks[0].gather(inboxes)
+    (reply,) = [ranks[2].down("reply", PLAN[:1], None, place)]
+    told = (
+        r"rank 2 on host2 \(edge\) still waits for layer.0 of round 3 from rank 0 on host0, and for device 1 \(rank 4"
+    )
+    with pytest.raises(WireError, match=told):
+        reply["layer.0"]
+    (reply,) = [ranks[4].down("reply", PLAN[:1], None, place)]
+    with pytest.raises(WireError, match=r"layer.0 of round 3 from rank 0 on host0, by edge rank 2 on host2\.$"):
+        reply["layer.0"]
+
+
+def test_a_frame_that_an_edge_passes_on_is_checked_at_its_end() -> None:
+    ranks = trees(3, 1)
+    place = Place(5, 0, -1, 0)
+    inboxes, *_ = [tree.expect((0,), units_of, place) for tree in ranks]
+    ranks[2].report((0,), 0, units_of(0), upload(0, 5), place._replace(round=4), Note())
+    turn(ranks)
+    ranks[0].gather(inboxes)
+    with pytest.raises(WireError, match=r"from device 0 \(rank 2 on host2, by edge rank 1 on host1\): round is 4"):
+        inboxes[0]["scalars"]
+
+
+def test_groups_are_in_order_and_bounded() -> None:
+    pieces = [Piece(s, 10 + s, i, Unit(str(i), (size,))) for s in range(9) for i, size in enumerate((1, 30, 400, 2))]
+    for most in (1, 100, 300, 500, 2000, 1 << 20):
+        found = bundle.groups(pieces, most)
+        assert [piece for group in found for piece in group] == pieces
+        assert all(len(group) == 1 or bundle.bound(group) <= most for group in found)
+        assert all(group for group in found)
+    assert len(bundle.groups(pieces, 1)) == len(pieces)
+    assert len(bundle.groups(pieces, 1 << 20)) == 1
+    assert bundle.groups([], 100) == []
+
+
+class Arrived:
+    """A request that is done."""
+
+    def __init__(self, size: int) -> None:
+        self.received_bytes = size
+
+    def done(self) -> bool:
+        return True
+
+
+def test_a_bundle_that_does_not_fit_its_table_is_refused() -> None:
+    frames = [np.full(size, size, np.uint8) for size in (80, 100, 72)]
+    good = bundle.pack(frames, np.empty(400, np.uint8))
+    rooms = [np.zeros(100, np.uint8) for _ in frames]
+    whole = bundle.Split(Arrived(good.size), good, rooms, "edge 1")
+    assert [bundle.Part(whole, n).done() for n in range(3)] == [True] * 3
+    assert [bundle.Part(whole, n).received_bytes for n in range(3)] == [80, 100, 72]
+    assert all(np.array_equal(room[: part.size], part) for room, part in zip(rooms, frames, strict=True))
+    bad = {
+        "cut off": good[:-1],
+        "too long": np.append(good, np.uint8(0)),
+        "no table": good[:20],
+        "empty": good[:0],
+        "other sizes": np.concatenate([np.array([80, 101, 71], "<u8").view(np.uint8), good[24:]]),
+        "huge sizes": np.concatenate([np.array([2**63, 100, 72], "<u8").view(np.uint8), good[24:]]),
+    }
+    for name, bytes_ in bad.items():
+        with pytest.raises(WireError, match="edge 1: "):
+            bundle.Split(Arrived(bytes_.size), bytes_, rooms, "edge 1").done()
+        assert name
