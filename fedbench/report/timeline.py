@@ -20,6 +20,7 @@ from fedbench.report.arms import Arm
 from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
 from fedbench.report.flights import CHANNELS, Flight, flights
 from fedbench.report.looks import Theme
+from fedbench.report.trace import part_of
 
 #: What bars stand for, in the order of the theme's colours for them.
 KINDS = ("compute", "cloud", "encode", "decode", "send", "apply", "account", "wait")
@@ -76,6 +77,7 @@ def _chosen(arms: Sequence[Arm]) -> _Shown | None:
     for lane in lanes(run.spans):
         rounds.setdefault(lane.round, []).append(lane)
     ends = sorted((max(map(_trained, found)), number) for number, found in rounds.items())
+    ends = [pair for pair in ends if pair[0] > 0]
     steady = [pair for pair in ends if pair[1] > 0] or ends
     if not steady:
         return None
@@ -150,11 +152,10 @@ def _legend(figure: Figure, axes: Axes, seen: set[str], moving: Sequence[Flight]
 
 
 def _name(shown: _Shown, lane: Lane) -> str:
-    if shown.ranks == 1:
-        return "cloud and\ndevices"
+    part = part_of(shown.run, lane.rank)
     if lane.rank == 0:
-        return "cloud"
-    return f"devices of\nrank {lane.rank}" if (lane.kind == "compute").any() else f"rank {lane.rank}"
+        return part.replace(" and ", " and\n")
+    return f"edge\nrank {lane.rank}" if part == "edge" else f"devices of\nrank {lane.rank}"
 
 
 def _caption(shown: _Shown, moving: Sequence[Flight]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from fedbench.base.errors import ResultError
 from fedbench.base.lanes import Lane, lanes
 from fedbench.base.records import Run
+from fedbench.comm.tree import edge_count
 
 #: Thread number of a rank's spans; the format wants one.
 _LANE = 1
@@ -54,17 +55,19 @@ def round_begins(found: list[Lane]) -> dict[int, float]:
     return begins
 
 
-def rank_name(run: Run, rank: int) -> str:
-    """Return what a rank is: cloud, edge or devices."""
-    if run.summary.ranks == 1:
-        return "rank 0: cloud and devices"
-    return f"rank {rank}: {'cloud' if rank == 0 else 'devices'}"
+def part_of(run: Run, rank: int) -> str:
+    """Return what a rank is in its run: cloud, edge, devices, or cloud and devices."""
+    comm = run.config["comm"]
+    edges = edge_count(comm["edges"], run.summary.ranks) if comm["topology"] == "tree" else 0
+    if rank == 0:
+        return "cloud" if run.summary.ranks > 1 else "cloud and devices"
+    return "edge" if rank <= edges else "devices"
 
 
 def _names(run: Run, rank: int) -> list[Event]:
     process = {"ph": "M", "pid": rank, "tid": _LANE}
     return [
-        process | {"name": "process_name", "args": {"name": rank_name(run, rank)}},
+        process | {"name": "process_name", "args": {"name": f"rank {rank}: {part_of(run, rank)}"}},
         process | {"name": "process_sort_index", "args": {"sort_index": rank}},
         process | {"name": "thread_name", "args": {"name": "spans"}},
     ]

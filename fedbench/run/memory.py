@@ -66,6 +66,7 @@ class Memory:
         """Read what a round held at most and what it left, and set the high-water mark back."""
         resident, peak = account.held()
         self._peaks[self._phase] = max(self._peaks[self._phase], peak)
+        self._gpu[self._phase] = max(self._gpu[self._phase], account.gpu_peak_bytes())
         self.apart = account.reset_peak() and self.apart
         if self._rounds % self._each:
             self._log[-1] = _joined(self._log[-1], (outcome.number, resident, peak))

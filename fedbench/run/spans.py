@@ -52,19 +52,20 @@ def units(spans: int, name_bytes: int) -> list[Unit]:
 
 
 def columns(reports: Mapping[int, Arrays]) -> dict[str, np.ndarray]:
-    """Return the columns of all ranks' spans, by rank, round and start; outer before inner."""
+    """Return the columns of all ranks' spans, by rank, round and start, outer before inner; nothing without a span."""
     rows: list[tuple[Any, ...]] = []
     for rank, report in reports.items():
         names = json.loads(bytes(report["names"]))
         for round_, kind, unit, start_s, length_s in report["spans"].tolist():
             rows.append((rank, int(round_), names[int(kind)], names[int(unit)], start_s, length_s))
     rows.sort(key=lambda row: (row[0], row[1], row[4], -row[5]))
-    values = zip(*rows, strict=True) if rows else [[] for _ in records.SPAN_COLUMNS]
+    if not rows:
+        return {}
     return {
         name: np.array(
             column, np.str_ if records.SPAN_COLUMNS[name].dtype == "str" else records.SPAN_COLUMNS[name].dtype
         )
-        for name, column in zip(records.SPAN_COLUMNS, values, strict=True)
+        for name, column in zip(records.SPAN_COLUMNS, zip(*rows, strict=True), strict=True)
     }
 
 

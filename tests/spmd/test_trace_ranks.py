@@ -54,7 +54,7 @@ def test_ranks_do_their_parts_layer_by_layer_and_unit_by_unit(run: Run) -> None:
         plan = [unit for unit in did["encode" if lane.rank == 0 else "decode"] if unit.startswith("plan/")]
         assert len(plan) == len(set(plan)) > LAYERS, lane.rank
         if lane.rank == 0:
-            assert did["cloud"] == ["plan", "combine"]
+            assert did["cloud"] == ["plan", "ahead", "combine"]
             assert ("evaluate" in did) == ((lane.round + 1) % 3 == 0)
             assert "compute" not in did
         else:
