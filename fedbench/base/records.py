@@ -127,6 +127,7 @@ class Summary(BaseModel):
     wire_bytes: int
     peak_device_bytes: int | None
     round_s_median: float
+    sim_s: float | None
     hidden_fraction: float | None
     weights_sha256: str
     trajectory_sha256: str
