@@ -142,6 +142,7 @@ class Summary(BaseModel):
     wire_bytes: int
     peak_device_bytes: int | None
     round_s_median: float
+    sim_s: float | None
     hidden_fraction: float | None
     unaccounted_fraction: float
     weights_sha256: str

@@ -1,4 +1,4 @@
-"""Draws accuracy on dev and test against four kinds of cost: rounds, device FLOPs, uplink bytes, wall time."""
+"""Draws accuracy on dev and test against kinds of cost: rounds, device FLOPs, uplink bytes, wall and simulated time."""
 
 from __future__ import annotations
 
@@ -28,8 +28,14 @@ COSTS = (
     Cost("accuracy_flops", "Accuracy against device compute", "FLOPs of one sampled device", "device_flops", "FLOP"),
     Cost("accuracy_uplink", "Accuracy against uplink", "bytes sent by one sampled device", "uplink_bytes", "B"),
     Cost("accuracy_time", "Accuracy against wall time", "wall time without evaluation", "round_s", "s"),
+    Cost("accuracy_simulated", "Accuracy against simulated time", "seconds on the virtual clock", "sim_s", "s"),
 )
 _SPLITS = (("dev_accuracy", "dev split"), ("test_accuracy", "test split"))
+_NOTHING_SPENT = {
+    "device_flops": "Spends no device FLOPs",
+    "uplink_bytes": "Sends no bytes",
+    "sim_s": "Has no virtual clock, or nothing takes time on it",
+}
 _WIDE_RATIO = 30.0
 
 
@@ -98,8 +104,6 @@ def _caption(arms: Sequence[Arm], left_out: Sequence[str], cost: Cost, log: bool
     if log:
         text += " Logarithmic axis; the state before training has no place on it."
     if left_out:
-        spent = {"device_flops": "Spends no device FLOPs", "uplink_bytes": "Sends no bytes"}.get(
-            cost.column, "Not evaluated"
-        )
+        spent = _NOTHING_SPENT.get(cost.column, "Not evaluated")
         text += f" {spent}, so not drawn: {', '.join(left_out)}."
     return text

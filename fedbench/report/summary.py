@@ -44,6 +44,7 @@ def summary_table(run: Run) -> Table:
             ("bytes on the wire, all ranks", units.quantity(s.wire_bytes, "B")),
             ("peak device memory", memory),
             ("round time (median)", units.quantity(s.round_s_median, "s")),
+            ("simulated time", units.quantity(s.sim_s, "s")),
             ("transfer hidden", hidden),
             ("time outside spans", _outside(s.unaccounted_fraction)),
         ),

@@ -18,6 +18,7 @@ from fedbench.base.records import (
     MEMORY_COLUMNS,
     MEMORY_ROUND_COLUMNS,
     ROUND_COLUMNS,
+    SIMULATED,
     SPAN_COLUMNS,
     Column,
     Run,
@@ -69,6 +70,7 @@ SUMMARY: dict[str, Figure] = {
     "wire_bytes": Figure("B", "bytes that the transport moved, headers included, all ranks and rounds"),
     "peak_device_bytes": Figure("B", "highest resident memory of a device rank above that after the imports"),
     "round_s_median": Figure("s", "median wall time of a round, evaluation excluded"),
+    "sim_s": Figure(SIMULATED, "all rounds on the virtual clock; null without one"),
     "hidden_fraction": Figure(
         "1", "part of the shorter of a plan's transfer and the compute that ran behind the other, 0..1"
     ),

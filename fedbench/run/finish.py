@@ -127,6 +127,7 @@ def _summary(
         wire_bytes=int(rounds["wire_bytes"].sum()),
         peak_device_bytes=device_peak(ranks.memory),
         round_s_median=float(np.median(rounds["round_s"][played])),
+        sim_s=None if runner.virtual is None else float(np.nansum(rounds["sim_s"])),
         hidden_fraction=hidden_fraction(
             ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True))
         ),

@@ -120,6 +120,7 @@ def _summary(config: dict[str, Any], table: dict[str, np.ndarray], peak: int | N
         wire_bytes=int(table["wire_bytes"].sum()),
         peak_device_bytes=peak,
         round_s_median=float(np.median(table["round_s"][1:])),
+        sim_s=None,
         hidden_fraction=None,
         unaccounted_fraction=0.004,
         weights_sha256="a" * 64,
@@ -136,6 +137,9 @@ def _devices(rounds: int, sampled: int, uplink: int, flops: float) -> dict[str, 
         "downlink_bytes": np.full(shape, 40_000, "i8"),
         "flops": np.full(shape, flops),
         "compute_s": np.full(shape, 0.02),
+        "answered": np.ones(shape, "i4"),
+        "sim_s": np.full(shape, np.nan),
+        "sim_energy_j": np.full(shape, np.nan),
     }
 
 
