@@ -34,9 +34,10 @@ from fedbench.base.rng import generator
 from fedbench.data.rows import Batch
 from fedbench.models.trainable import Tensor
 from fedbench.zo.activations import Matrix, captured, matrices
-from fedbench.zo.direction import Direction, OnDemand
+from fedbench.zo.direction import Direction
 from fedbench.zo.draw import entries
 from fedbench.zo.estimate import forward
+from fedbench.zo.ranges import OnDemand
 
 
 class Settings(BaseSettings):
@@ -92,13 +93,11 @@ class AGZO(Algorithm):
         if self._private:
             base, bases = self._clean(batch, round_.number, round_.exchange, device)
         else:
-            host = lab.cut.residency.host
-            bases = {name: host(plan[name]) for name in self._matrices}
+            bases = {name: plan[name] for name in self._matrices}
             base = lab.stream.loss(batch, Direction(self._keys(round_, device)[0]), 0.0)
         a = np.empty(lab.perturbations, np.float32)
         for p, key in enumerate(self._keys(round_, device)):
-            guide = OnDemand(self._tensors, self._delta(key, bases))
-            u = Direction(key, 0.0, lab.cut.residency.arrays(guide), 1.0)
+            u = Direction(key, 0.0, OnDemand(self._delta(key, bases)), 1.0)
             a[p] = forward(lab.stream.loss(batch, u, lab.epsilon), base, lab.epsilon)
         return Upload({"scalars": a} | (bases if self._private else {}), base)
 
@@ -121,8 +120,7 @@ class AGZO(Algorithm):
         if self._private:
             change: Iterator[tuple[str, np.ndarray]] = ((t.name, reply[t.name]) for t in self.lab.trainable)
         else:
-            host = self.lab.cut.residency.host
-            bases = {name: host(plan[name]) for name in self._matrices}
+            bases = {name: plan[name] for name in self._matrices}
             change = self._change(round_, reply["scalars"], [bases] * len(round_.devices))
         for name, values in change:
             self._tensors[name].add(values)

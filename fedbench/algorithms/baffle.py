@@ -84,4 +84,4 @@ class Baffle(ScalarMethod):
         self.replay_ops += subtract(self.lab.trainable, Terms(self._keys(plan), coef), gaussian=self.lab.gaussian)
 
     def _keys(self, plan: Arrays) -> np.ndarray:
-        return shared_keys(self.lab.cut.residency.host(plan["seeds"]), self.settings.k)
+        return shared_keys(plan["seeds"], self.settings.k)

@@ -25,6 +25,9 @@ from fedbench.models.trainable import Trainable
 from fedbench.zo.direction import as_keys, direction_key
 from fedbench.zo.stream import Stream
 
+#: How the names of state begin that the cloud alone gets back.
+CLOUD = "cloud/"
+
 #: Type of every method's `lr`, so that a method that has a default of its own keeps the rule.
 StepSize = Annotated[float, Field(gt=0, description="step size")]
 
@@ -85,6 +88,7 @@ class Lab:
 
     `private(round, step, device)` and `public(round, step)` return batches that depend on
     their arguments and the seed alone; `public_rows()` returns the whole public set in batches.
+    `kept(units, coded)` returns the units of an earlier message, coded as they travelled (`Coded`).
     """
 
     seed: int
@@ -100,6 +104,8 @@ class Lab:
     private: Callable[[int, int, int], Batch]
     public: Callable[[int, int], Batch]
     public_rows: Callable[[], Sequence[Batch]]
+    guide_lag: int = 0
+    kept: Callable[[Sequence[Unit], Arrays], Arrays] = lambda _, coded: coded
 
     @property
     def gaussian(self) -> bool:
@@ -135,13 +141,23 @@ class Algorithm(ABC):
         """Root mean square over coordinates of the probing step; NaN where nothing is probed."""
         return float("nan")
 
+    def outline_units(self, round_: Round) -> Sequence[Unit]:
+        """Return what goes ahead of a plan whose units nobody but the cloud can know; nothing by default."""
+        return ()
+
+    def learn(self, outline: Arrays) -> None:  # noqa: B027  (most methods' plans have no outline)
+        """Take the outline of the plan that comes next."""
+
     def plan_units(self, round_: Round) -> Sequence[Unit]:
-        """Return what `plan` sends in this exchange; nothing by default."""
+        """Return what `plan` sends in this exchange, as the outline says; nothing by default."""
         return ()
 
     def plan(self, round_: Round) -> Arrays:
-        """Return what devices need before they compute (cloud only)."""
+        """Return what devices need before they compute, and the plan's outline (cloud only)."""
         return {}
+
+    def ahead(self, round_: Round) -> None:  # noqa: B027  (most methods have nothing to do meanwhile)
+        """Compute what can be known of later rounds while devices compute; weights are those of `plan` (cloud only)."""
 
     @abstractmethod
     def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
@@ -164,7 +180,10 @@ class Algorithm(ABC):
         """Bring this replica's weights up to date."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what must survive a stop besides the weights; nothing by default. Every rank gets it back."""
+        """Return what must survive a stop besides the weights; nothing by default.
+
+        Every rank gets it back, but for what begins with `CLOUD`.
+        """
         return {}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:  # noqa: B027  (most methods keep nothing)

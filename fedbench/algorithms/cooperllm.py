@@ -96,6 +96,14 @@ class CooperLLM(ScalarMethod):
             return self.lab.epsilon
         return self.settings.h * self.settings.beta / math.sqrt(self.lab.trainable.size)
 
+    def outline_units(self, round_: Round) -> Sequence[Unit]:
+        """Which rows of embeddings the guides hold."""
+        return self._guides.outline_units(round_)
+
+    def learn(self, outline: Arrays) -> None:
+        """Take the outline."""
+        self._guides.learn(outline)
+
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """The guides, tensor by tensor in forward order, in the first exchange of a round that makes new ones."""
         return self._guides.units(round_)
@@ -104,6 +112,10 @@ class CooperLLM(ScalarMethod):
         """Return the guides at the present weights."""
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
+
+    def ahead(self, round_: Round) -> None:
+        """Make the next round's guides where they may lag."""
+        self._guides.make_ahead(round_)
 
     def scalars(self, round_: Round) -> int:
         """P in each exchange, one exchange per local step."""
@@ -140,7 +152,7 @@ class CooperLLM(ScalarMethod):
         self.replay_ops += subtract(self.lab.trainable, terms, gaussian=self.lab.gaussian)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the guides where they serve several rounds."""
+        """Return the guides that later rounds need."""
         return self._guides.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:

@@ -30,6 +30,7 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import ConfigError
 from fedbench.zo.direction import Direction, Terms
 from fedbench.zo.estimate import forward, regressed
+from fedbench.zo.ranges import Guide
 from fedbench.zo.stream import Front, Probe
 from fedbench.zo.twoblock import layers_before
 from fedbench.zo.update import subtract
@@ -80,6 +81,14 @@ class CooperLLMPlus(ScalarMethod):
             return layers_before(self.settings.split, layers, "method.cooperllm_plus.split")
         return layers if lab.cut.last is None and layers + 1 in trained else layers - 1
 
+    def outline_units(self, round_: Round) -> Sequence[Unit]:
+        """Which rows of embeddings the guides hold."""
+        return self._guides.outline_units(round_) if self.settings.guide_ratio else ()
+
+    def learn(self, outline: Arrays) -> None:
+        """Take the outline."""
+        self._guides.learn(outline)
+
     def plan_units(self, round_: Round) -> Sequence[Unit]:
         """The guides, in the first exchange of a round that makes new ones."""
         return self._guides.units(round_) if self.settings.guide_ratio else ()
@@ -88,6 +97,11 @@ class CooperLLMPlus(ScalarMethod):
         """Return the guides at the present weights."""
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
+
+    def ahead(self, round_: Round) -> None:
+        """Make the next round's guides where they may lag."""
+        if self.settings.guide_ratio:
+            self._guides.make_ahead(round_)
 
     def scalars(self, round_: Round) -> int:
         """P + P2 in each exchange, one exchange per local step."""
@@ -136,14 +150,14 @@ class CooperLLMPlus(ScalarMethod):
         self.replay_ops += subtract(self._z, Terms(v, z_coef, guide, factor), gaussian=lab.gaussian)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the guides where they serve several rounds."""
+        """Return the guides that later rounds need."""
         return self._guides.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take the guides back."""
         self._guides.restore(state)
 
-    def _mixed(self, plan: Arrays, coef: np.ndarray) -> tuple[Arrays | None, float]:
+    def _mixed(self, plan: Arrays, coef: np.ndarray) -> tuple[Guide | None, float]:
         return self._guides.span(plan).mix(coef) if self.settings.guide_ratio else (None, 0.0)
 
     def _keys(self, round_: Round, device: int) -> np.ndarray:

@@ -77,4 +77,4 @@ class DeComFL(ScalarMethod):
         self.replay_ops += subtract(lab.trainable, Terms(self._keys(plan), coef), gaussian=lab.gaussian)
 
     def _keys(self, plan: Arrays) -> np.ndarray:
-        return shared_keys(self.lab.cut.residency.host(plan["seeds"]), self.lab.perturbations)
+        return shared_keys(plan["seeds"], self.lab.perturbations)

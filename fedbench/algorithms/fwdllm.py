@@ -25,8 +25,9 @@ from fedbench.base.arrays import Arrays
 from fedbench.base.errors import ConfigError
 from fedbench.models.trainable import Tensor
 from fedbench.zo import draw
-from fedbench.zo.direction import Direction, OnDemand, as_keys, direction_key
+from fedbench.zo.direction import Direction, as_keys, direction_key
 from fedbench.zo.estimate import central
+from fedbench.zo.ranges import OnDemand
 
 #: Draws among which a tensor's direction is chosen.
 CANDIDATES = 10
@@ -153,8 +154,8 @@ class FwdLLM(ScalarMethod):
             return Direction(as_keys([direction_key(lab.seed, round_.number, self._step, device, k)])[0])
         keys = {t.name: self._keys(round_, t, [(device, k)])[0] for t in lab.trainable}
         tensors = {t.name: t for t in lab.trainable}
-        v = OnDemand(tensors, lambda name: draw.entries(tensors[name], keys[name], gaussian=lab.gaussian))
-        return Direction(np.zeros(2, np.uint64), 0.0, lab.cut.residency.arrays(v), 1.0)
+        v = OnDemand(lambda name: draw.entries(tensors[name], keys[name], gaussian=lab.gaussian))
+        return Direction(np.zeros(2, np.uint64), 0.0, v, 1.0)
 
     def _keys(self, round_: Round, tensor: Tensor, numbers: list[tuple[int, int]]) -> np.ndarray:
         """Return the keys of v in a tensor, uint64 [len(numbers), 2]; numbers are (device, k)."""

@@ -6,20 +6,24 @@ The cloud makes them (`make`), every replica keeps them until the next ones (`sp
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from fedbench.algorithms.base import Lab, Round
+from fedbench.algorithms.base import CLOUD, Lab, Round
 from fedbench.algorithms.base import Settings as BaseSettings
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.arrays import Arrays, Coded, Unit
 from fedbench.base.errors import NumericsError
 from fedbench.base.rng import generator, key
 from fedbench.data.rows import Batch
 from fedbench.zo.guide import by_class, mean_gradient, unit_guides
-from fedbench.zo.span import Layout, Span
+from fedbench.zo.layout import Cutting, Layout, row_sparse
+from fedbench.zo.span import Span
+
+#: How the names of their state begin: units as they travelled, their outline, and guides that only the cloud has.
+_GUIDE, _OUTLINE, _AHEAD = "guide/", "outline/", CLOUD + "ahead/"
 
 
 class GuideSettings(BaseSettings):
@@ -35,6 +39,14 @@ class GuideSettings(BaseSettings):
     guide_every: int = Field(1, ge=0, description="rounds between new guides; 0: those of the first round for ever")
 
 
+class _Made(NamedTuple):
+    """Guides as units with their outline, for a round, and the public loss at the weights that they were made from."""
+
+    round: int
+    loss: float
+    units: Arrays
+
+
 class Guides:
     """The guides of a run on one replica; `unit` says that they are orthonormal, else the gradient travels as it is."""
 
@@ -43,22 +55,51 @@ class Guides:
         self._lab = lab
         self._unit = unit
         counts = {"batches": settings.guides, "classes": lab.cut.classes}
-        self.layout = Layout(lab.trainable, counts.get(settings.guide, 1), by_layer=settings.guide == "layers")
+        self.layout = Layout(
+            lab.trainable,
+            counts.get(settings.guide, 1),
+            by_layer=settings.guide == "layers",
+            sparse=row_sparse(lab.cut, lab.trainable),
+        )
+        self._cutting = Cutting(self.layout)
         self._span: Span | None = None
+        self._ahead: _Made | None = None
 
     @property
     def count(self) -> int:
         """Number of guides m."""
         return self.layout.count
 
+    def outline_units(self, round_: Round) -> Sequence[Unit]:
+        """Return what goes ahead of new guides."""
+        return self.layout.outline_units() if self._new(round_) else ()
+
+    def learn(self, outline: Arrays) -> None:
+        """Take the outline of the guides that come next."""
+        self._cutting = Cutting(self.layout, outline)
+
     def units(self, round_: Round) -> Sequence[Unit]:
         """Return what travels in an exchange."""
-        every = self._settings.guide_every
-        new = round_.number % every == 0 if every else round_.number == 0
-        return self.layout.units() if new and round_.exchange == 0 else ()
+        return self._cutting.units() if self._new(round_) else ()
 
     def make(self, round_: Round) -> tuple[float, Arrays]:
-        """Return the public loss (NaN for the random control) and new guides at the present weights (cloud only)."""
+        """Return the public loss (NaN for the random control) and new guides with their outline (cloud only).
+
+        With a lag they are those that were made in the round before, at its weights; the first ones are new.
+        """
+        made, self._ahead = self._ahead, None
+        if made is None or made.round != round_.number:
+            made = self._made(round_)
+        return made.loss, made.units
+
+    def make_ahead(self, round_: Round) -> None:
+        """Make the guides of the next round at the weights of this one, where there is a lag (cloud only)."""
+        after = round_._replace(number=round_.number + 1, exchange=0)
+        if self._lab.guide_lag and round_.exchange == 0 and after.number < self._lab.rounds and self._new(after):
+            self._ahead = self._made(after)
+
+    def whole(self, round_: Round) -> tuple[float, Arrays]:
+        """Return the public loss and new guides at the present weights as whole arrays, by the layout's names."""
         lab, kind = self._lab, self._settings.guide
         sign = 1.0 if key(lab.seed, "guide sign", round_.number)[0] & 1 else -1.0
         if kind == "random":
@@ -69,7 +110,7 @@ class Guides:
             batches = [lab.public(round_.number, b) for b in range(self._settings.guides)]
             loss, gradients = self._means([[batch] for batch in batches])
         else:
-            loss, grads = mean_gradient(lab.cut, lab.trainable, self._rows(round_), lab.meter)
+            loss, grads = mean_gradient(lab.cut, lab.trainable, self._rows(round_), lab.meter, lab.stream.poll)
             gradients = [grads]
         if not self._unit:
             return loss, {t.name: g.cpu().numpy() for t, g in zip(lab.trainable, gradients[0], strict=True)}
@@ -79,8 +120,8 @@ class Guides:
 
     def span(self, plan: Arrays) -> Span:
         """Return the guides in force: those of the plan, or the latest where it brought none."""
-        if plan:
-            self._span = Span(self.layout, plan)
+        if plan and (self._span is None or self._span.units is not plan):
+            self._span = Span(self._cutting, plan)
         assert self._span is not None
         return self._span
 
@@ -96,20 +137,41 @@ class Guides:
         return 1.0 - 2.0 * stream.integers(0, 2, shape)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the guides in force where they serve several rounds."""
-        if self._settings.guide_every == 1 or self._span is None:
-            return {}
-        host = self._lab.cut.residency.host
-        arrays = self._span.arrays
-        return {f"guide/{unit.name}": np.array(host(arrays[unit.name])) for unit in self.layout.units()}
+        """Return the guides in force, as they travelled, where they serve several rounds; and those made ahead."""
+        state: dict[str, np.ndarray] = {}
+        span = self._span
+        if self._settings.guide_every != 1 and span is not None:
+            assert isinstance(span.units, Coded)
+            state |= {_GUIDE + name: frame for name, frame in span.units.coded().items()}
+            state |= {_OUTLINE + name: rows for name, rows in span.cutting.outline.items()}
+        if self._ahead is not None:
+            number, loss, units = self._ahead
+            state |= {_AHEAD + name: array for name, array in units.items()}
+            state[_AHEAD] = np.array([number, loss])
+        return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take the guides back."""
-        own = {name.removeprefix("guide/"): a for name, a in state.items() if name.startswith("guide/")}
-        if own:
-            shapes = {unit.name: unit.shape for unit in self.layout.units()}
-            arrays = {name: array.reshape(shapes[name]) for name, array in own.items()}
-            self._span = Span(self.layout, self._lab.cut.residency.arrays(arrays))
+        frames, outline, ahead = (
+            {name.removeprefix(start): a for name, a in state.items() if name.startswith(start)}
+            for start in (_GUIDE, _OUTLINE, _AHEAD)
+        )
+        if frames:
+            cutting = Cutting(self.layout, outline)
+            self._span = Span(cutting, self._lab.kept(cutting.units(), frames))
+        if ahead:
+            number, loss = ahead.pop("")
+            self._ahead = _Made(int(number), float(loss), ahead)
+
+    def _new(self, round_: Round) -> bool:
+        """Whether new guides travel in an exchange."""
+        every = self._settings.guide_every
+        return round_.exchange == 0 and (round_.number % every == 0 if every else round_.number == 0)
+
+    def _made(self, round_: Round) -> _Made:
+        loss, guides = self.whole(round_)
+        outline = self.layout.outline(guides)
+        return _Made(round_.number, loss, {**outline, **Cutting(self.layout, outline).cut(guides)})
 
     def _rows(self, round_: Round) -> Sequence[Batch]:
         lab, batches = self._lab, self._settings.public_batches
@@ -118,7 +180,7 @@ class Guides:
     def _means(self, groups: Iterable[Iterable[Batch]]) -> tuple[float, list[list[torch.Tensor]]]:
         """Return the mean of the groups' losses and each group's mean gradient."""
         lab = self._lab
-        found = [mean_gradient(lab.cut, lab.trainable, group, lab.meter) for group in groups]
+        found = [mean_gradient(lab.cut, lab.trainable, group, lab.meter, lab.stream.poll) for group in groups]
         if len(found) != self.count:
             raise NumericsError(f"{len(found)} classes have public rows; guide = 'classes' needs all {self.count}.")
         return float(np.mean([loss for loss, _ in found])), [grads for _, grads in found]

@@ -24,11 +24,12 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import ConfigError
 from fedbench.base.rng import generator
 from fedbench.models.trainable import Tensor
-from fedbench.zo.direction import Direction, OnDemand
+from fedbench.zo.direction import Direction
 from fedbench.zo.draw import entries
 from fedbench.zo.estimate import central
 from fedbench.zo.guide import mean_gradient
 from fedbench.zo.kernels.device import kernels_of
+from fedbench.zo.ranges import OnDemand
 
 _NO_GUIDE = np.empty(0, np.float32)
 
@@ -131,7 +132,7 @@ class Meerkat(ScalarMethod):
         """Keep a mask that came, cut up by tensors."""
         if "mask" not in plan:
             return
-        self._mask = np.array(self.lab.cut.residency.host(plan["mask"]), np.uint32)
+        self._mask = np.array(plan["mask"], np.uint32)
         first = 0
         for tensor in self.lab.trainable:
             low, high = np.searchsorted(self._mask, (first, first + tensor.size))
@@ -154,7 +155,7 @@ class Meerkat(ScalarMethod):
             z[inside] = entries(tensor, key, gaussian=self.lab.gaussian, count=len(inside))
             return z
 
-        return Direction(key, 0.0, self.lab.cut.residency.arrays(OnDemand(tensors, make)), 1.0)
+        return Direction(key, 0.0, OnDemand(make), 1.0)
 
     def _subtract(self, keys: np.ndarray, coef: np.ndarray) -> float:
         """Subtract sum_k coef_k z_k from the masked coordinates, as the kernels do it, and return the entries drawn."""

@@ -32,9 +32,10 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import ConfigError
 from fedbench.data.rows import Batch
 from fedbench.models.trainable import Tensor
-from fedbench.zo.direction import Direction, OnDemand
+from fedbench.zo.direction import Direction
 from fedbench.zo.draw import entries
 from fedbench.zo.estimate import central
+from fedbench.zo.ranges import OnDemand
 from fedbench.zo.tangent import JVP_FORWARDS, jvp
 
 #: Yogi's step, decay rates and least spread.
@@ -161,7 +162,7 @@ class Spry(Algorithm):
                 return np.zeros(tensor.size, np.float32)
             return entries(tensor, key, gaussian=lab.gaussian)
 
-        guide = lab.cut.residency.arrays(OnDemand(tensors, make))
+        guide = OnDemand(make)
         plus, minus = lab.stream.losses(batch, Direction(key, 0.0, guide, 1.0), lab.epsilon)
         return (plus + minus) / 2, float(central(plus, minus, lab.epsilon))
 

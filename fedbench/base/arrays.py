@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class Coded(Protocol):
+    """Arrays that are held as they travelled and decoded when they are read."""
+
+    def coded(self) -> dict[str, np.ndarray]:
+        """Return all of them as they travelled, uint8 by name."""
 
 
 class Unit(NamedTuple):

@@ -143,6 +143,9 @@ class CommSection(Section):
 
     codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    guide_lag: int = Field(
+        0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
+    )
     progress: Literal["none", "poll", "thread"] = Field(
         "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
     )

@@ -144,6 +144,12 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
     return array, Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(header["flags"]))
 
 
+def place_of(frame: np.ndarray) -> Place:
+    """Return where a frame says that it belongs; nothing of it is checked."""
+    header = frame[:HEADER_BYTES].view(_HEADER)[0]
+    return Place(*(int(header[name]) for name in Place._fields))
+
+
 def _checksum(frame: np.ndarray) -> int:
     digest = xxhash.xxh3_64(frame[:_CHECKSUM_AT].data)
     digest.update(frame[HEADER_BYTES:].data)

@@ -34,6 +34,4 @@ def connect(
     edges = edge_count(comm.edges, transport.size) if comm.topology == "tree" else 0
     if edges == 0:
         return Star(transport, codec, comm.deadline_s, clock, pacer, progress)
-    return Tree(
-        transport, codec, comm.deadline_s, clock, pacer, progress, edges=edges, chunk_bytes=comm.chunk_bytes
-    )
+    return Tree(transport, codec, comm.deadline_s, clock, pacer, progress, edges=edges, chunk_bytes=comm.chunk_bytes)

@@ -5,7 +5,6 @@ An inbox posts nothing and sends nothing; whoever made it gave it the buffers an
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -18,9 +17,6 @@ from fedbench.codec import frame
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 
-#: Decoded copies that an inbox keeps at a time; views of raw frames cost nothing and are all kept.
-DECODED_UNITS = 2
-
 
 class Waiter(Protocol):
     """Who waits for an inbox's requests: a topology, which knows deadline and names."""
@@ -32,7 +28,10 @@ class Waiter(Protocol):
 
 
 class Inbox(Mapping[str, np.ndarray]):
-    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
+    """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it.
+
+    The latest decoded copy is kept, and every view of a raw frame, which costs nothing.
+    """
 
     def __init__(self, waiter: Waiter, codec: int, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
         self._waiter = waiter
@@ -43,7 +42,8 @@ class Inbox(Mapping[str, np.ndarray]):
         self._index = {unit.name: index for index, unit in enumerate(units)}
         self._frames: list[tuple[np.ndarray, Request | None]] = []
         self._notes: dict[int, Note] = {}
-        self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._views: dict[str, np.ndarray] = {}
+        self._latest: tuple[str, np.ndarray] | None = None
 
     def put(self, index: int, buffer: np.ndarray, request: Request | None) -> None:
         """Add the buffer of the next unit and the request that fills it (None: it is filled)."""
@@ -52,17 +52,21 @@ class Inbox(Mapping[str, np.ndarray]):
         self._frames.append((buffer, request))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name in self._decoded:
-            return self._decoded[name]
+        if name in self._views:
+            return self._views[name]
+        if self._latest is not None and self._latest[0] == name:
+            return self._latest[1]
         index = self._index[name]
         bytes_ = self._arrived(index)
+        self._latest = None
         with self._waiter.clock.span("decode"):
             unit, codec = self._units[index], self._codec
             array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
         self._notes[index] = note
-        self._decoded[name] = array
-        if codec != frame.RAW and len(self._decoded) > DECODED_UNITS:
-            self._decoded.popitem(last=False)
+        if np.may_share_memory(array, bytes_):
+            self._views[name] = array
+        else:
+            self._latest = name, array
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -88,6 +92,10 @@ class Inbox(Mapping[str, np.ndarray]):
         """Payload bytes as they travelled, headers excluded; waits for all units."""
         return sum(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
 
+    def coded(self) -> dict[str, np.ndarray]:
+        """Return copies of all frames by name, uint8; waits for all units."""
+        return {unit.name: self._arrived(index).copy() for index, unit in enumerate(self._units)}
+
     def _arrived(self, index: int) -> np.ndarray:
         buffer, request = self._frames[index]
         if request is None:
@@ -95,3 +103,30 @@ class Inbox(Mapping[str, np.ndarray]):
         what = f"{self._units[index].name} of round {self._places[index].round} from {self.sender}"
         self._waiter.wait([request], what)
         return buffer[: request.received_bytes]
+
+
+class Kept(Mapping[str, np.ndarray]):
+    """Units of the cloud as they travelled, from a checkpoint; the latest that was read is kept decoded."""
+
+    def __init__(self, units: Sequence[Unit], frames: Mapping[str, np.ndarray]) -> None:
+        self._units = {unit.name: (index, unit) for index, unit in enumerate(units)}
+        self._frames = dict(frames)
+        self._latest: tuple[str, np.ndarray] | None = None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if self._latest is None or self._latest[0] != name:
+            self._latest = None
+            (index, unit), bytes_ = self._units[name], self._frames[name]
+            place = frame.place_of(bytes_)._replace(device=-1, unit=index)
+            self._latest = name, frame.unpack(bytes_, unit, place, frame.LZ4, "the checkpoint")[0]
+        return self._latest[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._units)
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def coded(self) -> dict[str, np.ndarray]:
+        """Return all frames by name, uint8."""
+        return dict(self._frames)

@@ -59,9 +59,7 @@ class Loopback:
     def progress(self) -> None:
         """Do nothing: a copy is over when it has begun."""
 
-    def wait(
-        self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held
-    ) -> None:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held) -> None:
         """Raise WireError at once where a message can never come: nobody else would send it, and nothing is held back."""
         end = time.monotonic() + deadline_s
         while True:

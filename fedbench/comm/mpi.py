@@ -92,9 +92,7 @@ class MpiTransport:
         with self.lock:
             self._silent.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG)
 
-    def wait(
-        self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held
-    ) -> None:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held) -> None:
         """Return when all requests are done; after `deadline_s` seconds raise WireError with `missing(indices)`."""
         now = time.monotonic()
         end, brisk_end, pause = now + deadline_s, now + BRISK_S, BACKOFF_S[0]

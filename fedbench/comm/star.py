@@ -191,9 +191,7 @@ class Star:
         self._receiving[slot] = request
         inbox.put(index, buffer, request)
 
-    def _relayed(
-        self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]
-    ) -> Request:
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
         """Return a receive from above as it is: nobody is below."""
         return request
 

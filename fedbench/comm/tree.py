@@ -143,9 +143,7 @@ class Tree(Star):
         if self.is_cloud:
             self._below_bytes += packed.size * len(self.peers)
 
-    def _relayed(
-        self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]
-    ) -> Request:
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
         """Return a receive from above that an edge passes on when it is here."""
         if not self._is_edge:
             return request

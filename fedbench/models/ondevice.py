@@ -7,7 +7,6 @@ everywhere. Ranks of a host share its GPUs in turn. Nothing here computes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -53,34 +52,10 @@ class OnDevice(Residency):
         """Return a copy on the device."""
         return torch.tensor(array, device=self.device)
 
-    def arrays(self, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return named arrays that go to the device when they are first asked for, and stay."""
-        return _Taken(self, arrays)
-
     def told(self) -> str:
         """Return the device and, where it has one, its name."""
         cuda = self.device.type == "cuda"
         return f"{self.device}, {torch.cuda.get_device_name(self.device)}" if cuda else str(self.device)
-
-
-class _Taken(Mapping[str, Any]):
-    """Arrays on a device, each copied once."""
-
-    def __init__(self, place: OnDevice, arrays: Mapping[str, Any]) -> None:
-        self._place = place
-        self._arrays = arrays
-        self._there: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._there:
-            self._there[name] = self._place.take(self._arrays[name])
-        return self._there[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
 
 
 def cuda() -> OnDevice:

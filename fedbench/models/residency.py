@@ -7,7 +7,7 @@ in before its visit and gives the memory back after it. Values are the same bits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -75,10 +75,6 @@ class Residency:
     def take(self, array: np.ndarray[Any, Any]) -> Any:
         """Return a NumPy array as one that can be combined with views: here itself."""
         return array
-
-    def arrays(self, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return named arrays as `take` gives each of them when it is first asked for: here themselves."""
-        return arrays
 
     def told(self) -> str:
         """Return the hardware that computes, in words."""

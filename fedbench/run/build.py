@@ -38,6 +38,7 @@ from fedbench.base.errors import ConfigError, nearest
 from fedbench.base.job import Config
 from fedbench.base.rng import generator
 from fedbench.codec import frame
+from fedbench.comm.inbox import Kept
 from fedbench.data.partition import batch_rows, partition, sampled_devices
 from fedbench.data.rows import Batch, Splits
 from fedbench.data.splits import load_splits
@@ -240,4 +241,6 @@ def _lab(
         private=private,
         public=public,
         public_rows=public_rows,
+        guide_lag=c.comm.guide_lag,
+        kept=Kept,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from fedbench.algorithms.base import CLOUD
 from fedbench.base import account, identity, provenance
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
@@ -131,6 +132,7 @@ class Execution:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
         flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        built.lab.stream.poll = star.poll
         runner = Runner(built, star, clock)
         metrics = Metrics(built, runner, clock)
         store = options.checkpoints(job)
@@ -205,7 +207,8 @@ class Execution:
     def _share_state(self, runner: Runner, place: Place) -> None:
         """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
         star, algorithm = runner.star, runner.built.algorithm
-        state = {name: np.ascontiguousarray(a) for name, a in algorithm.state().items()} if star.is_cloud else {}
+        own = algorithm.state() if star.is_cloud else {}
+        state = {name: np.ascontiguousarray(a) for name, a in own.items() if not name.startswith(CLOUD)}
         table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
         (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
         units = [Unit("table", (size,), "|u1")]

@@ -141,23 +141,19 @@ class Runner:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
-        plan_units = algorithm.plan_units(at)
-        if plan_units:
-            made = None
-            if star.is_cloud:
-                with clock.span("cloud"):
-                    made = algorithm.plan(at)
-                outcome.cloud_flops += self.built.lab.meter.take()
-            inbox = star.down("plan", plan_units, made, place, devices=at.devices)
-            plan = self.built.cut.residency.arrays(inbox)
+        inbox = self._plan(at, place, outcome)
+        plan = plan if inbox is None else inbox
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
             self._compute(at, plan, place)
+        if star.is_cloud:
+            with clock.span("cloud"):
+                algorithm.ahead(at)
         reply, again = None, False
         if star.is_cloud:
             star.gather(inboxes)
             self._take(inboxes, outcome)
-            if plan_units:
+            if inbox is not None:
                 outcome.plan_bytes += inbox.coded_bytes
             with clock.span("cloud"):
                 answer = algorithm.combine(at, inboxes)
@@ -173,6 +169,21 @@ class Runner:
         if star.is_cloud:
             outcome.reply_bytes += answered.coded_bytes
         return again, plan
+
+    def _plan(self, at: Round, place: Place, outcome: Outcome) -> Inbox | None:
+        """Send the plan of an exchange down, where there is one, and return it as it arrives."""
+        algorithm, star = self.built.algorithm, self.star
+        outline_units, made = algorithm.outline_units(at), None
+        if star.is_cloud and (outline_units or algorithm.plan_units(at)):
+            with self.clock.span("cloud"):
+                made = algorithm.plan(at)
+            outcome.cloud_flops += self.built.lab.meter.take()
+        if outline_units:
+            outline = star.down("outline", outline_units, made, place, devices=at.devices)
+            algorithm.learn(outline)
+            outcome.plan_bytes += outline.coded_bytes if star.is_cloud else 0
+        plan_units = algorithm.plan_units(at)
+        return star.down("plan", plan_units, made, place, devices=at.devices) if plan_units else None
 
     def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""

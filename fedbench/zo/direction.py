@@ -7,42 +7,13 @@ written and replayed range by range, so no copy of a whole one ever exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedbench.base.arrays import Arrays
 from fedbench.base.rng import key
-
-_NOTHING = np.empty(0, np.float32)
-
-
-class OnDemand(Mapping[str, np.ndarray]):
-    """Arrays of tensors, by name, that are computed when they are asked for; the latest one is kept.
-
-    A direction that is no isotropic draw (masked, of low rank, chosen among candidates, a mix of guides) is a guide of
-    this kind with `z_scale` 0, so that one tensor of it exists at a time.
-    """
-
-    def __init__(self, names: Collection[str], make: Callable[[str], np.ndarray]) -> None:
-        self._names = names
-        self._make = make
-        self._latest: tuple[str, np.ndarray] | None = None
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if self._latest is None or self._latest[0] != name:
-            if name not in self._names:
-                raise KeyError(name)
-            self._latest = None
-            self._latest = name, self._make(name)
-        return self._latest[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+from fedbench.zo.ranges import Guide
 
 
 def direction_key(seed: int, round_: int, step: int, device: int, p: int) -> tuple[int, int]:
@@ -66,12 +37,8 @@ class Direction:
 
     key: np.ndarray
     z_scale: float = 1.0
-    guide: Arrays | None = None
+    guide: Guide | None = None
     guide_scale: float = 0.0
-
-    def guide_flat(self, name: str) -> np.ndarray:
-        """Return the guide of a tensor, flat float32, or an empty array where there is none."""
-        return _NOTHING if self.guide is None else self.guide[name].reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -84,12 +51,8 @@ class Terms:
 
     keys: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.uint64))
     coef: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    guide: Arrays | None = None
+    guide: Guide | None = None
     guide_coef: float = 0.0
-
-    def guide_flat(self, name: str) -> np.ndarray:
-        """Return the guide of a tensor, flat float32, or an empty array where there is none."""
-        return _NOTHING if self.guide is None else self.guide[name].reshape(-1)
 
 
 #: No walk: the weights as all replicas hold them.

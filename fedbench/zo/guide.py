@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Batch
 from fedbench.models.cut import Cut
 from fedbench.models.trainable import Trainable
-from fedbench.zo.span import Layout
+from fedbench.zo.layout import Layout
 
 #: A backward counts as two forwards (methods.md 1.3).
 BACKPROP_FORWARDS = 3.0
@@ -35,14 +35,15 @@ def gradient(cut: Cut, trainable: Trainable, batch: Batch, meter: Meter) -> tupl
 
 
 def mean_gradient(
-    cut: Cut, trainable: Trainable, batches: Iterable[Batch], meter: Meter
+    cut: Cut, trainable: Trainable, batches: Iterable[Batch], meter: Meter, poll: Callable[[], None] = lambda: None
 ) -> tuple[float, list[torch.Tensor]]:
-    """Return loss and gradient averaged over batches with equal weight per row."""
+    """Return loss and gradient averaged over batches with equal weight per row; `poll` is called after each batch."""
     total: list[torch.Tensor] = []
     rows, loss = 0, 0.0
     for batch in batches:
         n = len(batch.labels)
         value, grads = gradient(cut, trainable, batch, meter)
+        poll()
         loss += n * value
         rows += n
         if total:

@@ -10,8 +10,11 @@ and f(w) as the same with h = 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,8 +29,15 @@ from fedbench.zo import micro
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms
 from fedbench.zo.kernels.device import Kernels, kernels_of
 from fedbench.zo.leaves import LEAVES, Dual, Pair, kind_of
+from fedbench.zo.ranges import pieces_of
 
 Visit = Batch | State | torch.Tensor
+
+_NO_ROWS = np.empty((0, 0), np.float32)
+
+
+def _nothing_to_poll() -> None:
+    """Do nothing: the stream of a rank without messages under way."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ class Stream:
         self.meter = meter
         self.gaussian = gaussian
         self.block_runs = [0] * cut.stages
+        #: Called after each tile that is perturbed, so that messages under way get on while the device computes.
+        self.poll: Callable[[], None] = _nothing_to_poll
         self._probe: Probe | None = None
         self._tensors = {id(t.parameter): t for t in trainable}
         self._scratch: dict[str, torch.Tensor] = {}
@@ -153,20 +165,23 @@ class Stream:
         assert self._probe is not None
         (direction, h), walk = self._probe.of(tensor), self._probe.walk
         plus, minus = self._buffer(use + "+", count), self._buffer(use + "-", count)
-        guide = direction.guide_flat(tensor.name)
-        self._kernels.pair(
-            tensor.flat[first : first + count],
-            first,
-            self._kernels.stream_keys(walk.keys, tensor.key),
-            walk.coef,
-            self._kernels.stream_keys(direction.key[None], tensor.key)[0],
-            h * direction.z_scale,
-            guide[first : first + count],
-            h * direction.guide_scale,
-            self._view(plus),
-            self._view(minus),
-            self.gaussian,
-        )
+        walk_keys = self._kernels.stream_keys(walk.keys, tensor.key)
+        key = self._kernels.stream_keys(direction.key[None], tensor.key)[0]
+        for low, high, values in pieces_of(direction.guide, tensor, first, count):
+            self._kernels.pair(
+                tensor.flat[low:high],
+                low,
+                walk_keys,
+                walk.coef,
+                key,
+                h * direction.z_scale,
+                self._taken(values),
+                h * direction.guide_scale,
+                self._view(plus)[low - first : high - first],
+                self._view(minus)[low - first : high - first],
+                self.gaussian,
+            )
+            self.poll()
         return plus, minus
 
     def pair_rows(self, tensor: Tensor, rows: torch.Tensor, use: str, columns: int = 0) -> Pair:
@@ -182,9 +197,9 @@ class Stream:
         plus = self._buffer(use + "+", size).view(len(rows), columns)
         minus = self._buffer(use + "-", size).view(len(rows), columns)
         index = self._view(rows)
-        guide = direction.guide_flat(tensor.name)
-        guide2d = guide.reshape(weight.shape) if len(guide) else guide.reshape(0, 0)
+        host = self.cut.residency.host(index)
         for part in tensor.picks(len(index)):
+            guide = _NO_ROWS if direction.guide is None else direction.guide.rows(tensor, host[part], columns)
             self._kernels.pair_rows(
                 weight,
                 index[part],
@@ -192,13 +207,18 @@ class Stream:
                 walk.coef,
                 self._kernels.stream_keys(direction.key[None], tensor.key)[0],
                 h * direction.z_scale,
-                guide2d[index[part]] if len(guide) else guide2d,
+                self._taken(guide),
                 h * direction.guide_scale,
                 self._view(plus)[part],
                 self._view(minus)[part],
                 self.gaussian,
             )
+            self.poll()
         return plus, minus
+
+    def _taken(self, values: np.ndarray) -> Any:
+        """Return a guide's values where the weights are; nothing stays nothing."""
+        return self.cut.residency.take(values) if values.size else values
 
     @property
     def _kernels(self) -> Kernels:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fedbench.models.trainable import Tensor
 from fedbench.zo.direction import Terms
 from fedbench.zo.kernels.device import kernels_of
+from fedbench.zo.ranges import pieces_of
 
 
 def subtract(tensors: Iterable[Tensor], terms: Terms, *, gaussian: bool) -> float:
@@ -14,9 +15,11 @@ def subtract(tensors: Iterable[Tensor], terms: Terms, *, gaussian: bool) -> floa
     rebuilt = 0.0
     for tensor in tensors:
         kernels = kernels_of(tensor.residency)
-        keys, guide = kernels.stream_keys(terms.keys, tensor.key), terms.guide_flat(tensor.name)
+        keys, take = kernels.stream_keys(terms.keys, tensor.key), tensor.residency.take
         for first, part in tensor.pieces(written=True):
-            pull = guide[first : first + len(part)]
-            kernels.update(part, first, keys, terms.coef, pull, terms.guide_coef, gaussian)
+            for low, high, values in pieces_of(terms.guide, tensor, first, len(part)):
+                pull = take(values) if values.size else values
+                own = part[low - first : high - first]
+                kernels.update(own, low, keys, terms.coef, pull, terms.guide_coef, gaussian)
         rebuilt += float(len(terms.keys)) * tensor.size
     return rebuilt

@@ -70,9 +70,7 @@ class Rank:
     def progress(self) -> None:
         """Do nothing: what meets is done."""
 
-    def wait(
-        self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held
-    ) -> None:
+    def wait(self, requests: Sequence[Request], deadline_s: float, missing: Missing, poll: Poll = nothing_held) -> None:
         while 0 <= poll() < math.inf:
             continue
         left = [index for index, request in enumerate(requests) if not request.done()]

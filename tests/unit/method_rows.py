@@ -60,6 +60,17 @@ class Costs:
         self.first, self.second = sum(stages[: self.boundary]), sum(stages[self.boundary :])  # Cy, Cz
         self.public_forward = built.cut.forward_flops(len(built.splits.public), LENGTH)
 
+    def guide_bytes(self) -> int:
+        """Return the bytes of a guide: of tokens and label words, only the rows that public texts and classes use."""
+        names = {t.name for t in self.built.trainable}
+        table, width = self.built.cut.backbone.tokens.weight.shape
+        used = {"tokens": len(np.unique(self.built.splits.public.ids)), "lm_head": self.built.cut.classes}
+        sent = self.entries
+        for name, rows in used.items():
+            if f"backbone.{name}.weight" in names:
+                sent -= (table - rows) * width - rows
+        return SCALAR * sent
+
     def spry_uplinks(self, number: int) -> list[int]:
         """Return the bytes of each sampled device's tensors: one group a tensor, shared out in turn, shifted each round."""
         sizes = [t.size for t in self.built.trainable]
@@ -426,7 +437,7 @@ ROWS: dict[str, Row] = {
     ),
     "cooperllm": Row(
         uplink=lambda c: SCALAR * STEPS * PERTURBATIONS,
-        plan=lambda c: c.model_bytes,
+        plan=lambda c: c.guide_bytes(),
         reply=lambda c: SCALAR * c.sampled * STEPS * PERTURBATIONS,
         device_flops=lambda c: 2 * c.forward * STEPS * PERTURBATIONS,
         cloud_flops=lambda c: 3 * c.public_forward,
@@ -436,7 +447,7 @@ ROWS: dict[str, Row] = {
     ),
     "cooperllm_plus": Row(
         uplink=lambda c: SCALAR * STEPS * (PERTURBATIONS + P2),
-        plan=lambda c: c.model_bytes,
+        plan=lambda c: c.guide_bytes(),
         reply=lambda c: SCALAR * c.sampled * STEPS * (PERTURBATIONS + P2),
         device_flops=lambda c: STEPS * ((1 + PERTURBATIONS) * c.forward + P2 * c.second),
         cloud_flops=lambda c: 3 * c.public_forward,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_estimators import NAME, a_gradient, directions, g_hat, make_lab, within_three_sigma
-from tinyruns import Tiny, flat, make, same, weights
+from tinyruns import Tiny, flat, make, same, weights, written_out
 
 from fedbench.algorithms.base import Round
 from fedbench.algorithms.cooperllm import CooperLLM
@@ -22,7 +22,8 @@ from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
 from fedbench.zo.estimate import regressed
 from fedbench.zo.guide import by_class, mean_gradient, unit_guides
-from fedbench.zo.span import Layout, Span
+from fedbench.zo.layout import Cutting, Layout
+from fedbench.zo.span import Span
 
 SMALL: dict[str, Any] = {"model.trainable": "bitfit", "data.public_per_class": 20, "zo.perturbations": 2}
 KINDS = {"public": 1, "batches": 3, "classes": 4, "layers": 7, "random": 1}
@@ -32,7 +33,7 @@ N = 64
 def guides_of(built: Built) -> np.ndarray:
     """Return the guides that the cloud would send now, one row each over all trainable entries, float64 [m, n]."""
     method: Any = built.algorithm
-    plan = method.plan(Round(0, 0, built.sampled(0), 0.1))
+    _, plan = method._guides.whole(Round(0, 0, built.sampled(0), 0.1))
     layout = method._guides.layout
     rows = []
     for j in range(layout.count):
@@ -96,10 +97,10 @@ def test_a_mix_of_guides_is_their_weighted_sum() -> None:
         built = make("cooperllm", SMALL | {"method.cooperllm.guide": kind, "method.cooperllm.guides": 3})
         method: Any = built.algorithm
         plan = method.plan(Round(0, 0, built.sampled(0), 0.1))
-        span = Span(method._guides.layout, plan)
+        span = Span(Cutting(method._guides.layout, plan), plan)
         coef = np.random.default_rng(m).standard_normal(m)
-        arrays, factor = span.mix(coef)
-        mixed = factor * flat({t.name: arrays[t.name] for t in built.trainable})
+        guide, factor = span.mix(coef)
+        mixed = factor * flat({t.name: written_out(guide, t) for t in built.trainable})
         np.testing.assert_allclose(mixed, coef @ guides_of(built), atol=1e-6, err_msg=kind)
 
 
@@ -258,3 +259,75 @@ def test_plus_moves_along_the_gradient_in_the_mean() -> None:
     expected = g.astype(np.float64) + 0.5 * float(v @ g) * v
     for direction in (g.astype(np.float64), v, np.random.default_rng(7).standard_normal(N)):
         assert within_three_sigma(each @ direction, float(expected @ direction))
+
+
+def played(changes: dict[str, Any], method: str = "cooperllm") -> tuple[Tiny, list[dict[str, np.ndarray]], list[float]]:
+    """Return a run of four rounds, the weights before each of them and after the last, and each round's cloud loss."""
+    tiny = Tiny(make(method, SMALL | {"run.rounds": 4} | changes, evaluated=4))
+    before, losses = [weights(tiny.built.trainable)], []
+    for _ in range(4):
+        losses.append(tiny.play(1)[0].cloud_loss)
+        before.append(weights(tiny.built.trainable))
+    return tiny, before, losses
+
+
+@pytest.mark.parametrize("kind", ["public", "layers", "classes"])
+@pytest.mark.parametrize("method", ["cooperllm", "cooperllm_plus"])
+def test_a_guide_with_a_lag_is_that_of_the_weights_a_round_before(method: str, kind: str) -> None:
+    """Round t's guide is made from what round t - 1 started with; the first two are of the start weights."""
+    changes = {"comm.guide_lag": 1, f"method.{method}.guide": kind, "method.cooperllm_plus.p2": 2}
+    sent: list[dict[str, np.ndarray]] = []
+    tiny = Tiny(make(method, SMALL | {"run.rounds": 4} | changes, evaluated=4))
+    algorithm: Any = tiny.built.algorithm
+    plan = algorithm.plan
+
+    def noted(round_: Round) -> Any:
+        made = plan(round_)
+        sent.append({name: np.array(array) for name, array in made.items()})
+        return made
+
+    algorithm.plan = noted
+    before = [weights(tiny.built.trainable)]
+    for _ in range(4):
+        tiny.play(1)
+        before.append(weights(tiny.built.trainable))
+    fresh: Any = make(method, SMALL | {"run.rounds": 4} | changes, evaluated=4)
+    for number, units in enumerate(sent):
+        for tensor in fresh.trainable:
+            tensor.assign(before[max(0, number - 1)][tensor.name])
+        _, expected = fresh.algorithm._guides.make(Round(number, 0, (0,), 0.1))
+        assert same(units, dict(expected)), number
+    assert len(sent) == 4
+    assert not same(before[1], before[2]), "the weights moved"
+
+
+def test_a_lag_charges_every_guide_once_and_none_beyond_the_last_round() -> None:
+    plain, _, losses = played({"comm.guide_lag": 0})
+    lagging, _, late = played({"comm.guide_lag": 1})
+    assert late[0] == late[1] == losses[0], "both are of the start weights"
+    assert plain.built.lab.meter.take() == lagging.built.lab.meter.take() == 0.0
+    flops = [outcome.cloud_flops for outcome in Tiny(make("cooperllm", SMALL | {"comm.guide_lag": 1})).play(3)]
+    assert flops[0] == 2 * flops[1] > 0
+    assert flops[2] == 0.0
+
+
+@pytest.mark.parametrize(("kind", "every"), [("public", 1), ("classes", 1), ("layers", 2)])
+@pytest.mark.parametrize("method", ["cooperllm", "cooperllm_plus"])
+def test_a_stop_loses_no_guide_that_was_made_ahead(method: str, kind: str, every: int, tmp_path: Any) -> None:
+    changes = SMALL | {"run.rounds": 4, "comm.guide_lag": 1, f"method.{method}.guide": kind}
+    changes |= {f"method.{method}.guide_every": every, "comm.lz4": True}
+    straight = Tiny(make(method, changes, evaluated=4))
+    straight.run()
+    first = Tiny(make(method, changes, evaluated=4))
+    store = Store(tmp_path, "config", pytest.fail)
+    first.metrics.started()
+    for _ in range(2):
+        first.metrics.played(*first.play(1))
+    SaveCheckpoint(store, first.runner, first.metrics, 0).save()
+    second = Tiny(make(method, changes, evaluated=4))
+    checkpoint = store.newest()
+    assert isinstance(checkpoint, Checkpoint)
+    take_up(checkpoint, second.runner, second.metrics)
+    second.run()
+    assert same(weights(second.built.trainable), weights(straight.built.trainable))
+    assert second.runner.trajectory.digest == straight.runner.trajectory.digest

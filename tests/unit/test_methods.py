@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from method_rows import COUNTED, ROWS, Costs, Entry
-from tinyruns import WORKING, Tiny, flat, make, make_job, never, same, weights, with_lab
+from tinyruns import WORKING, Tiny, flat, make, make_job, never, same, weights, with_lab, written_out
 
 from fedbench.algorithms.base import CatchUp, Round, Settings
 from fedbench.base.arrays import Arrays
@@ -101,6 +101,7 @@ def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) ->
     built = make(method, COUNTED | {"model.trainable": part})
     round_ = Round(0, 0, built.sampled(0), 0.1)
     plan = built.algorithm.plan(round_)
+    built.algorithm.learn(plan)
     before = weights(built.trainable)
     state = {name: tensor.clone() for name, tensor in built.cut.state_dict().items()}
     uploads = [built.algorithm.local(round_, device, plan) for device in round_.devices]
@@ -113,14 +114,19 @@ def test_a_devices_work_leaves_every_weight_as_it_was(method: str, part: str) ->
 
 
 class Log:
-    """Every plan and reply of a run, as an outsider on the wire would see them."""
+    """Every plan and reply of a run, as an outsider on the wire would see them; a guide as whole tensors."""
 
     def __init__(self, built: Built) -> None:
+        self._built = built
         self.entries: list[Entry] = []
         self._apply = built.algorithm.apply
         built.algorithm.apply = self._note  # type: ignore[method-assign]
 
     def _note(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
+        guides = getattr(self._built.algorithm, "_guides", None)
+        if guides is not None and plan:
+            guide, _ = guides.span(plan).mix(np.ones(1))
+            plan = {t.name: written_out(guide, t) for t in self._built.trainable}
         copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (plan, reply))
         self.entries.append((round_, *copies))
         self._apply(round_, plan, reply)

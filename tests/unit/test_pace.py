@@ -166,6 +166,8 @@ def test_waits_release_what_is_held_back() -> None:
 def test_a_thread_needs_a_library_that_takes_threads() -> None:
     rank = Rank(Hub(2), 0)
     rank.takes_threads = False
-    with pytest.raises(ConfigError, match=r"comm\.progress: found 'thread', but .* THREAD_MULTIPLE; allowed with it: 'none'"):
+    with pytest.raises(
+        ConfigError, match=r"comm\.progress: found 'thread', but .* THREAD_MULTIPLE; allowed with it: 'none'"
+    ):
         Mail(rank, Clock(), 1.0, None, Progress("thread"))
     Mail(rank, Clock(), 1.0, None, Progress("poll"))

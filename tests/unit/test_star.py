@@ -11,7 +11,6 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import HEADER_BYTES, LZ4, RAW, Note, Place
-from fedbench.comm.inbox import DECODED_UNITS
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
 
@@ -99,10 +98,12 @@ def test_lz4_units_are_decoded_when_asked_for_and_few_are_kept() -> None:
     units = [Unit(f"layer.{index}", (256,)) for index in range(5)]
     sent = {unit.name: np.full(256, index, np.float32) for index, unit in enumerate(units)}
     inbox = star.down("plan", units, sent, Place(0, 0, -1, 0))
-    assert len(inbox._decoded) == 0
+    assert inbox._latest is None
     for name in inbox:
-        assert np.array_equal(inbox[name], sent[name])
-        assert len(inbox._decoded) <= DECODED_UNITS
+        array = inbox[name]
+        assert np.array_equal(array, sent[name])
+        assert inbox[name] is array, "the latest is kept"
+        assert not inbox._views
     assert 0 < inbox.coded_bytes < sum(unit.raw_bytes for unit in units)
     raw = alone(RAW).down("plan", units, sent, Place(0, 0, -1, 0))
     assert raw.coded_bytes == sum(unit.raw_bytes for unit in units)

@@ -20,9 +20,10 @@ from fedbench.base.job import ModelSection
 from fedbench.data.rows import Batch
 from fedbench.models import parts
 from fedbench.models.cut import Cut
-from fedbench.models.trainable import PARTS, Trainable, select
+from fedbench.models.trainable import PARTS, Tensor, Trainable, select
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms, as_keys, direction_key
 from fedbench.zo.kernels import reference
+from fedbench.zo.ranges import OnDemand, pieces_of
 from fedbench.zo.stream import Probe, Stream
 
 CUTS: dict[str, Callable[[], Cut]] = {"embedded": embedded_cut, "bert": bert_cut}
@@ -36,6 +37,12 @@ def original(model: str, part: str = "full") -> Cut:
     cut = CUTS[model]()
     parts.add(cut, part, ModelSection(lora_rank=2), 0)
     return cut
+
+
+def guide_of(direction: Direction, tensor: Tensor) -> np.ndarray:
+    """Return the guide of a whole tensor, flat, or nothing where there is none."""
+    ((_, _, values),) = pieces_of(direction.guide, tensor, 0, tensor.size)
+    return values
 
 
 class Bench:
@@ -54,7 +61,7 @@ class Bench:
             return Direction(key)
         draw = np.random.default_rng(p)
         guide = {t.name: draw.standard_normal(tuple(t.parameter.shape)).astype(np.float32) for t in self.trainable}
-        return Direction(key, 0.7, guide, -0.4)
+        return Direction(key, 0.7, OnDemand(guide.__getitem__), -0.4)
 
     def walk(self, steps: int) -> Terms:
         keys = as_keys([direction_key(9, 0, step, 0, 0) for step in range(steps)])
@@ -72,7 +79,7 @@ class Bench:
                 walk.coef,
                 reference.stream_keys(direction.key[None], t.key)[0],
                 h * direction.z_scale,
-                direction.guide_flat(t.name),
+                guide_of(direction, t),
                 h * direction.guide_scale,
                 plus,
                 minus,

@@ -23,7 +23,18 @@ PLAN = [Unit("layer.0", (40, 8)), Unit("layer.1", (7,)), Unit("layer.2", (512,))
 DEVICES = (1, 2, 4, 5, 7)
 
 #: (edges asked for, ranks, edges)
-COUNTS = [(2, 1, 0), (2, 2, 0), (2, 3, 1), (2, 4, 1), (2, 5, 2), (2, 8, 2), (4, 8, 3), (1, 9, 1), (4, 9, 4), (99, 100, 49)]
+COUNTS = [
+    (2, 1, 0),
+    (2, 2, 0),
+    (2, 3, 1),
+    (2, 4, 1),
+    (2, 5, 2),
+    (2, 8, 2),
+    (4, 8, 3),
+    (1, 9, 1),
+    (4, 9, 4),
+    (99, 100, 49),
+]
 
 
 def trees(size: int, edges: int, chunk_bytes: int = 1 << 20, codec: int = RAW) -> list[Tree]:
@@ -126,10 +137,14 @@ def test_whoever_is_missing_is_named_by_the_edge_and_by_the_cloud() -> None:
         host = ranks[ranks[0].host_of(device)]
         host.report(DEVICES, device, units_of(device), upload(device, 3), place, Note())
     turn(ranks)
-    with pytest.raises(WireError, match=r"still waits for device 1 \(rank 4 on host4, by edge rank 2 on host2\), device 4"):
+    with pytest.raises(
+        WireError, match=r"still waits for device 1 \(rank 4 on host4, by edge rank 2 on host2\), device 4"
+    ):
         ranks[0].gather(inboxes)
     (reply,) = [ranks[2].down("reply", PLAN[:1], None, place)]
-    told = r"rank 2 on host2 \(edge\) still waits for layer.0 of round 3 from rank 0 on host0, and for device 1 \(rank 4"
+    told = (
+        r"rank 2 on host2 \(edge\) still waits for layer.0 of round 3 from rank 0 on host0, and for device 1 \(rank 4"
+    )
     with pytest.raises(WireError, match=told):
         reply["layer.0"]
     (reply,) = [ranks[4].down("reply", PLAN[:1], None, place)]

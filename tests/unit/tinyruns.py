@@ -17,12 +17,13 @@ from fedbench.base.config import Setting
 from fedbench.base.errors import FedbenchError
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
-from fedbench.models.trainable import Trainable
+from fedbench.models.trainable import Tensor, Trainable
 from fedbench.run import build
 from fedbench.run.build import METHODS, Built, Job, resolve
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.runner import Outcome, Runner
 from fedbench.zo.kernels import reference
+from fedbench.zo.ranges import Guide
 
 #: Methods whose devices compute.
 WORKING = sorted(name for name, method in METHODS.items() if method.uses_devices)
@@ -112,6 +113,14 @@ def drawn(trainable: Trainable, key: np.ndarray, *, gaussian: bool = False) -> d
         z[tensor.name] = np.empty(tensor.size, np.float32)
         reference.draw(reference.stream_keys(key[None], tensor.key)[0], 0, z[tensor.name], gaussian)
     return z
+
+
+def written_out(guide: Guide, tensor: Tensor) -> np.ndarray:
+    """Return a guide's part in a tensor, flat, zeros written out."""
+    whole = np.zeros(tensor.size, np.float32)
+    for low, high, values in guide.pieces(tensor, 0, tensor.size):
+        whole[low:high] = values if values.size else 0.0
+    return whole
 
 
 def never(*_: Any) -> Sequence[Any]:
