@@ -127,7 +127,9 @@ def body(transport: Transport, folder: Path, *, tree: bool) -> int:
 def main() -> int:
     """Enter the world that there is and run everything in it."""
     transport = launch.enter(None)
-    return launch.guard(transport, lambda: body(transport, Path(sys.argv[1]), tree=TREE in sys.argv[2:]), lambda: "all methods")
+    return launch.guard(
+        transport, lambda: body(transport, Path(sys.argv[1]), tree=TREE in sys.argv[2:]), lambda: "all methods"
+    )
 
 
 if __name__ == "__main__":
