@@ -31,6 +31,10 @@ class Progress(NamedTuple):
     interval_s: float = 1e-3
 
 
+#: Messages move where a rank waits for some, and nowhere else.
+AT_WAITS = Progress()
+
+
 class Mail:
     """Sends and receives of one rank; with a pacer, what goes over a device's link is held back until it is due."""
 

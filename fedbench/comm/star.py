@@ -17,7 +17,7 @@ from fedbench.codec import frame
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.mail import Mail, Progress, Slot
+from fedbench.comm.mail import AT_WAITS, Mail, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.topology import UnitsOf
 
@@ -37,7 +37,7 @@ class Star:
         deadline_s: float,
         clock: Clock,
         pacer: Pacer | None = None,
-        progress: Progress = Progress(),
+        progress: Progress = AT_WAITS,
     ) -> None:
         self.transport = transport
         self.codec = codec

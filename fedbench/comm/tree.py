@@ -18,7 +18,7 @@ from fedbench.comm import bundle
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.bundle import PassedOn, Piece
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.mail import Progress, Slot
+from fedbench.comm.mail import AT_WAITS, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.star import UP, Star
 from fedbench.comm.topology import UnitsOf
@@ -42,7 +42,7 @@ class Tree(Star):
         deadline_s: float,
         clock: Clock,
         pacer: Pacer | None = None,
-        progress: Progress = Progress(),
+        progress: Progress = AT_WAITS,
         *,
         edges: int,
         chunk_bytes: int,
