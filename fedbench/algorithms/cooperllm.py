@@ -113,6 +113,10 @@ class CooperLLM(ScalarMethod):
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
 
+    def plan_stages(self, round_: Round) -> Sequence[int]:
+        """The stages of the guides' tensors."""
+        return self._guides.stages()
+
     def ahead(self, round_: Round) -> None:
         """Make the next round's guides where they may lag."""
         self._guides.make_ahead(round_)

@@ -82,6 +82,10 @@ class Guides:
         """Return what travels in an exchange."""
         return self._cutting.units() if self._new(round_) else ()
 
+    def stages(self) -> Sequence[int]:
+        """Return the stage that reads each unit first."""
+        return self._cutting.stages()
+
     def make(self, round_: Round) -> tuple[float, Arrays]:
         """Return the public loss (NaN for the random control) and new guides with their outline (cloud only).
 

@@ -143,6 +143,9 @@ class CommSection(Section):
 
     codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    adapt: Literal["nominal", "measured"] = Field(
+        "nominal", description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played"
+    )
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
     )
@@ -174,6 +177,12 @@ class LinkSection(Section):
         return Link(down, up, seconds(self.latency), seconds(self.jitter))
 
 
+class ProfileSection(Section):
+    """[profile]"""
+
+    flops_per_s: float | None = Field(None, gt=0, description="speed of a device in FLOP/s; unset: that of the profile")
+
+
 class ResultsSection(Section):
     """[results]"""
 
@@ -192,6 +201,7 @@ class Config(Section):
     method: dict[str, Any]
     comm: CommSection = CommSection()
     link: LinkSection = LinkSection()
+    profile: ProfileSection = ProfileSection()
     results: ResultsSection = ResultsSection()
 
     @property

@@ -14,8 +14,10 @@ from fedbench.base import provenance
 from fedbench.base.errors import EXIT_OK, ConfigError, nearest
 from fedbench.bench.harness import Options
 
+_NAMES = ("zo-step", "perturb", "update", "memory", "transport", "overlap", "pipeline")
+
 #: Benchmark -> its module's name, which has `run(options)`.
-BENCHES = {"zo-step": "zo_step", "perturb": "perturb", "update": "update", "memory": "memory", "transport": "transport"}
+BENCHES = {name: name.replace("-", "_") for name in _NAMES}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -218,7 +218,7 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "data.public": "embedded:poor", "data.text_columns": '["a"]', "data.label_column": "y", "data.head": "linear",
         "data.template": "{text} so {mask}", "data.label_words": '["a", "b"]',
         "data.max_length": 9, "data.public_per_class": 3, "data.public_labels": "shuffled", "zo.epsilon": 0.1,
-        "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.lz4": "true", "comm.guide_lag": 1, "comm.deadline_s": 3,
+        "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.lz4": "true", "comm.guide_lag": 1, "comm.adapt": "measured", "profile.flops_per_s": 1e9, "comm.deadline_s": 3,
         "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
         "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
         "link.jitter": "2ms",
