@@ -143,6 +143,10 @@ class Algorithm(ABC):
         """Return what devices need before they compute (cloud only)."""
         return {}
 
+    def plan_sign(self, round_: Round) -> float:
+        """Return the random sign that all lossy units of a plan have in common, or 1 (cloud only)."""
+        return 1.0
+
     @abstractmethod
     def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
         """Return what a device sends."""

@@ -105,6 +105,10 @@ class CooperLLM(ScalarMethod):
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
 
+    def plan_sign(self, round_: Round) -> float:
+        """The sign that stands in a lone guide."""
+        return self._guides.sign(round_)
+
     def scalars(self, round_: Round) -> int:
         """P in each exchange, one exchange per local step."""
         return self.lab.perturbations

@@ -125,9 +125,20 @@ class ZoSection(Section):
 class CommSection(Section):
     """[comm]"""
 
-    codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
+    codec: Literal["raw", "fp16", "int8", "int4", "int2", "sign", "topk"] = Field(
+        "raw", description="how guides travel (docs/codecs.md); everything else travels raw"
+    )
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    error_feedback: bool = Field(False, description="what a guide's coding lost is added to the next guide")
     deadline_s: float = Field(300.0, gt=0, description="longest wait for a message before all ranks end")
+
+    @model_validator(mode="after")
+    def _fits(self) -> CommSection:
+        if self.error_feedback and self.codec == "raw":
+            raise ValueError(
+                "error_feedback = true has nothing to give back with codec = 'raw'; allowed: another codec"
+            )
+        return self
 
 
 class ResultsSection(Section):

@@ -15,6 +15,7 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
+from fedbench.codec.codecs import Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 
@@ -34,15 +35,18 @@ class Waiter(Protocol):
 class Inbox(Mapping[str, np.ndarray]):
     """Units on their way to this rank, by name; reading one waits for it, checks it and decodes it."""
 
-    def __init__(self, waiter: Waiter, codec: int, units: Sequence[Unit], places: Sequence[Place], sender: str) -> None:
+    def __init__(
+        self, waiter: Waiter, units: Sequence[Unit], places: Sequence[Place], codecs: Sequence[Codec], sender: str
+    ) -> None:
         self._waiter = waiter
-        self._codec = codec
+        self._codecs = codecs
         self._units = units
         self._places = places
         self.sender = sender
         self._index = {unit.name: index for index, unit in enumerate(units)}
         self._frames: list[tuple[np.ndarray, Request | None]] = []
         self._notes: dict[int, Note] = {}
+        self._views: dict[str, np.ndarray] = {}
         self._decoded: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def put(self, index: int, buffer: np.ndarray, request: Request | None) -> None:
@@ -52,16 +56,20 @@ class Inbox(Mapping[str, np.ndarray]):
         self._frames.append((buffer, request))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name in self._decoded:
-            return self._decoded[name]
+        for kept in (self._views, self._decoded):
+            if name in kept:
+                return kept[name]
         index = self._index[name]
         bytes_ = self._arrived(index)
         with self._waiter.clock.span("decode"):
-            unit, codec = self._units[index], self._codec
-            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
+            unit, codec = self._units[index], self._codecs[index]
+            array, note = frame.unpack(bytes_, unit, self._places[index], (codec,), self.sender)
         self._notes[index] = note
+        if np.may_share_memory(array, bytes_):
+            self._views[name] = array
+            return array
         self._decoded[name] = array
-        if codec != frame.RAW and len(self._decoded) > DECODED_UNITS:
+        if len(self._decoded) > DECODED_UNITS:
             self._decoded.popitem(last=False)
         return array
 

@@ -16,6 +16,7 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
+from fedbench.codec.codecs import RAW, Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.inbox import Inbox
@@ -32,10 +33,10 @@ UnitsOf = Callable[[int], Sequence[Unit]]
 class Star:
     """Exchanges of checked frames between the cloud and the ranks that host devices."""
 
-    def __init__(self, transport: Transport, codec: int, deadline_s: float, clock: Clock) -> None:
+    def __init__(self, transport: Transport, deadline_s: float, clock: Clock, *, lz4: bool = False) -> None:
         self.transport = transport
-        self.codec = codec
         self.clock = clock
+        self._lz4 = lz4
         self._deadline_s = deadline_s
         self._buffers: dict[tuple[object, ...], np.ndarray] = {}
         self._sending: dict[tuple[object, ...], list[Request]] = {}
@@ -57,21 +58,29 @@ class Star:
         return self.peers[device % len(self.peers)]
 
     def down(
-        self, channel: str, units: Sequence[Unit], arrays: Arrays | None, place: Place, note: Note = NO_NOTE
+        self,
+        channel: str,
+        units: Sequence[Unit],
+        arrays: Arrays | None,
+        place: Place,
+        note: Note = NO_NOTE,
+        codecs: Sequence[Codec] | None = None,
     ) -> Inbox:
         """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
 
-        What was received stays valid until the next message of the same channel.
+        `codecs` has one for each unit, the same on all ranks; None is raw for all. Every rank, the cloud too, reads what
+        was decoded. What was received stays valid until the next message of the same channel.
         """
         self._moves += 1
+        codecs = codecs or [RAW] * len(units)
         hosting = self.transport.rank in self.peers
         slots = [(channel, index) for index in range(len(units))]
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, self.transport.name_of(0))
+        inbox = Inbox(self, units, places, codecs, self.transport.name_of(0))
         if hosting:
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
                 self._settle(slot)
-                buffer = self._buffer(("in", *slot), frame.bound(unit))
+                buffer = self._buffer(("in", *slot), frame.bound(unit, codecs[index]))
                 request = self.transport.receive(buffer, 0, self._tag(_DOWN, index))
                 self._receiving[slot] = request
                 inbox.put(index, buffer, request)
@@ -79,7 +88,7 @@ class Star:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
             for index, (unit, slot) in enumerate(zip(units, slots, strict=True)):
-                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note)
+                packed = self._pack(("out", *slot), arrays[unit.name], unit, places[index], note, codecs[index])
                 self._sending["out", *slot] = [
                     self.transport.send(packed, peer, self._tag(_DOWN, index)) for peer in self.peers
                 ]
@@ -170,18 +179,20 @@ class Star:
     def _post(self, slot: int, device: int, host: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""
         places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, sender)
+        inbox = Inbox(self, units, places, [RAW] * len(units), sender)
         for index, unit in enumerate(units):
             buffer = self._buffer(("in up", slot, index), frame.bound(unit))
             tag = self._tag(_UP, index, slot)
             inbox.put(index, buffer, self.transport.receive(buffer, host, tag))
         return inbox
 
-    def _pack(self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
+    def _pack(
+        self, key: tuple[object, ...], array: np.ndarray, unit: Unit, place: Place, note: Note, codec: Codec = RAW
+    ) -> np.ndarray:
         self.wait(self._sending.pop(key, []), "its own messages to be taken")
         with self.clock.span("encode"):
-            out = self._buffer(key, frame.bound(unit))
-            return frame.pack(array, unit, place, self.codec, note, out).frame
+            out = self._buffer(key, frame.bound(unit, codec))
+            return frame.pack(array, unit, place, codec, note, out, lz4=self._lz4).frame
 
     def _buffer(self, key: tuple[object, ...], size: int) -> np.ndarray:
         buffer = self._buffers.get(key)

@@ -95,7 +95,8 @@ class Execution:
         if isinstance(built, int):
             return built
         job = built.job
-        star = Star(self._transport, job.codec, job.config.comm.deadline_s, self._clock)
+        comm = job.config.comm
+        star = Star(self._transport, comm.deadline_s, self._clock, lz4=comm.lz4)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))

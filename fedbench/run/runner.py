@@ -18,6 +18,7 @@ import numpy as np
 from fedbench.algorithms.base import Round
 from fedbench.base.arrays import Arrays
 from fedbench.base.clock import Clock
+from fedbench.codec.feedback import PlanCoder
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.star import Star
@@ -91,6 +92,7 @@ class Runner:
         self.star = star
         self.clock = clock
         self.trajectory = Trajectory()
+        self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
         self.next_round = 0
 
     def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
@@ -146,9 +148,10 @@ class Runner:
             made = None
             if star.is_cloud:
                 with clock.span("cloud"):
-                    made = algorithm.plan(at)
+                    made = self.coder.prepare(plan_units, algorithm.plan(at), algorithm.plan_sign(at))
                 outcome.cloud_flops += self.built.lab.meter.take()
-            inbox = star.down("plan", plan_units, made, place)
+            inbox = star.down("plan", plan_units, made, place, codecs=self.coder.codecs(plan_units))
+            self.coder.settle(inbox)
             plan = self.built.cut.residency.arrays(inbox)
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:

@@ -35,7 +35,7 @@ class Layout:
 
     def units(self) -> list[Unit]:
         """Return what travels, tensor by tensor in forward order."""
-        return [Unit(self.name(j, t), tuple(t.parameter.shape)) for t in self.trainable for j in self.of(t)]
+        return [Unit(self.name(j, t), tuple(t.parameter.shape), lossy=True) for t in self.trainable for j in self.of(t)]
 
     def bytes(self) -> int:
         """Return the bytes of all guides as float32."""
