@@ -169,6 +169,10 @@ class Algorithm(ABC):
     def ahead(self, round_: Round) -> None:  # noqa: B027  (most methods have nothing to do meanwhile)
         """Compute what can be known of later rounds while devices compute; weights are those of `plan` (cloud only)."""
 
+    def plan_sign(self, round_: Round) -> float:
+        """Return the random sign that all lossy units of a plan have in common, or 1 (cloud only)."""
+        return 1.0
+
     @abstractmethod
     def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:
         """Return what a device sends."""

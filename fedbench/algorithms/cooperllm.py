@@ -121,6 +121,10 @@ class CooperLLM(ScalarMethod):
         """Make the next round's guides where they may lag."""
         self._guides.make_ahead(round_)
 
+    def plan_sign(self, round_: Round) -> float:
+        """The sign that stands in a lone guide."""
+        return self._guides.sign(round_)
+
     def scalars(self, round_: Round) -> int:
         """P in each exchange, one exchange per local step."""
         return self.lab.perturbations

@@ -116,6 +116,10 @@ class CooperLLMPlus(ScalarMethod):
         if self.settings.guide_ratio:
             self._guides.make_ahead(round_)
 
+    def plan_sign(self, round_: Round) -> float:
+        """The sign that stands in a lone guide."""
+        return self._guides.sign(round_)
+
     def scalars(self, round_: Round) -> int:
         """P + P2 in each exchange, one exchange per local step."""
         return self.lab.perturbations + self.settings.p2

@@ -82,9 +82,7 @@ def power_of(values: np.ndarray) -> np.float32:
     """
     bits = int(kernels.largest_bits(values.view(np.int32)))
     if bits >= _NO_NUMBER:
-        raise NumericsError(
-            f"Found infinity or NaN among {values.size:,} entries to be coded; lossy codecs take finite numbers alone."
-        )
+        raise NumericsError(f"Found infinity or NaN among {values.size:,} values; lossy codecs take finite ones alone.")
     return np.float32(math.ldexp(1.0, min(127, 127 - (bits >> 23)))) if bits else np.float32(1)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numba import types
 
 from fedbench.base import compiled
-from fedbench.codec.loops import (
-    GROUP, LANES, code1, code2, code4, code8, sum_rows, value1, value2, value4, value8,
-)  # fmt: skip
+from fedbench.codec import loops
+from fedbench.codec.loops import GROUP, LANES, sum_rows
+
 
 def array(kind: Any, *, writes: bool = False) -> Any:
     """Return the numba type of a contiguous vector."""
@@ -103,5 +103,9 @@ def _decoder(width: int, value: Any) -> Any:
 
 
 #: Kernels by the width of codes in bits.
-ENCODE_GROUPS = {width: _encoder(width, code) for width, code in ((8, code8), (4, code4), (2, code2), (1, code1))}
-DECODE_GROUPS = {width: _decoder(width, value) for width, value in ((8, value8), (4, value4), (2, value2), (1, value1))}
+ENCODE_GROUPS = {
+    8: _encoder(8, loops.code8), 4: _encoder(4, loops.code4), 2: _encoder(2, loops.code2), 1: _encoder(1, loops.code1),
+}  # fmt: skip
+DECODE_GROUPS = {
+    8: _decoder(8, loops.value8), 4: _decoder(4, loops.value4), 2: _decoder(2, loops.value2), 1: _decoder(1, loops.value1),
+}  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedbench.base.clock import Clock
 from fedbench.codec import frame
+from fedbench.codec.codecs import RAW
 from fedbench.codec.frame import Place
 from fedbench.comm import bundle
 from fedbench.comm.base import Request, Transport
@@ -38,7 +39,6 @@ class Tree(Star):
     def __init__(
         self,
         transport: Transport,
-        codec: int,
         deadline_s: float,
         clock: Clock,
         pacer: Pacer | None = None,
@@ -46,8 +46,9 @@ class Tree(Star):
         *,
         edges: int,
         chunk_bytes: int,
+        lz4: bool = False,
     ) -> None:
-        super().__init__(transport, codec, deadline_s, clock, pacer, progress)
+        super().__init__(transport, deadline_s, clock, pacer, progress, lz4=lz4)
         self._edges = range(1, 1 + edges)
         self._chunk_bytes = chunk_bytes
         self._is_edge = transport.rank in self._edges
@@ -102,7 +103,7 @@ class Tree(Star):
         for device in devices:
             mine = units(device)
             places = [place._replace(device=device, unit=index) for index in range(len(mine))]
-            inboxes[device] = Inbox(self, self.codec, mine, places, self._sender(device))
+            inboxes[device] = Inbox(self, mine, places, [RAW] * len(mine), self._sender(device))
             for index in range(len(mine)):
                 inboxes[device].put(index, *coming[device, index])
         return inboxes

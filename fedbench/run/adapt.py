@@ -17,6 +17,7 @@ from fedbench.base.job import Config
 from fedbench.codec.allocate import Schedule, allocate
 from fedbench.codec.coding import Codec
 from fedbench.models.cut import Cut
+from fedbench.run.build import Built
 
 #: FLOP/s of a device where the job names none: one core of a small computer.
 DEFAULT_FLOPS_PER_S = 2e10
@@ -78,6 +79,21 @@ class Chooser:
             done += flops
         total = before + self._passes * sum(per_stage)
         return Schedule(reads / self.rates.flops_per_s, total / self.rates.flops_per_s)
+
+
+def chooser_of(built: Built) -> Chooser | None:
+    """Return what chooses for a run, or None where its job names one codec.
+
+    A device's batch is taken to be as long as the public texts are on average.
+    """
+    config = built.job.config
+    if config.comm.codec != "adaptive":
+        return None
+    length = max(1, round(float(np.mean(built.splits.public.lengths))))
+    rates = Rates(config, measured=config.comm.adapt == "measured")
+    return Chooser(
+        built.algorithm, built.cut, rates, config.federation.batch_size, length, max(1, config.zo.perturbations)
+    )
 
 
 def _square(array: np.ndarray) -> float:

@@ -16,12 +16,17 @@ from typing import Protocol
 import numpy as np
 
 from fedbench.algorithms.base import Round
-from fedbench.base.arrays import Arrays
+from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
+from fedbench.base.errors import WireError
+from fedbench.codec.codecs import by_id
+from fedbench.codec.coding import Codec
+from fedbench.codec.feedback import PlanCoder
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
+from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built
 
 
@@ -47,6 +52,7 @@ class Outcome:
     zero_scalars: int = 0
     query_radius: float = float("nan")
     round_s: float = 0.0
+    bits: list[tuple[str, float]] = field(default_factory=list)
 
 
 class Observer(Protocol):
@@ -91,6 +97,8 @@ class Runner:
         self.star = star
         self.clock = clock
         self.trajectory = Trajectory()
+        self.chooser = chooser_of(built)
+        self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
         self.next_round = 0
 
     def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
@@ -141,6 +149,7 @@ class Runner:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
+        start = time.perf_counter()
         inbox = self._plan(at, place, outcome)
         plan = plan if inbox is None else inbox
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
@@ -155,6 +164,7 @@ class Runner:
             self._take(inboxes, outcome)
             if inbox is not None:
                 outcome.plan_bytes += inbox.coded_bytes
+                self._observe(inbox, inboxes, time.perf_counter() - start)
             with clock.span("cloud"):
                 answer = algorithm.combine(at, inboxes)
             outcome.cloud_flops += self.built.lab.meter.take()
@@ -183,7 +193,45 @@ class Runner:
             algorithm.learn(outline)
             outcome.plan_bytes += outline.coded_bytes if star.is_cloud else 0
         plan_units = algorithm.plan_units(at)
-        return star.down("plan", plan_units, made, place, devices=at.devices) if plan_units else None
+        if not plan_units:
+            return None
+        if made is not None:
+            made = self.coder.prepare(plan_units, made, algorithm.plan_sign(at))
+        codecs = self._codecs(at, plan_units, made, place, outcome)
+        inbox = star.down("plan", plan_units, made, place, devices=at.devices, codecs=codecs)
+        self.coder.settle(inbox)
+        return inbox
+
+    def _codecs(
+        self, at: Round, units: Sequence[Unit], made: Arrays | None, place: Place, outcome: Outcome
+    ) -> Sequence[Codec]:
+        """Return the codec of each unit of a plan; chosen ones are told to all ranks first, and join the trajectory."""
+        if self.chooser is None or not any(unit.lossy for unit in units):
+            return self.coder.codecs(units)
+        choice = None
+        if made is not None:
+            with self.clock.span("cloud"):
+                chosen = self.chooser.choose(at, units, made)
+            choice = {"codecs": np.array([codec.id for codec in chosen], np.uint8)}
+            outcome.bits += [(unit.name, codec.bits) for unit, codec in zip(units, chosen, strict=True)]
+            self.trajectory.join(b"codecs", choice["codecs"].data)
+        told = self.star.down("codecs", [Unit("codecs", (len(units),), "|u1")], choice, place, devices=at.devices)
+        if made is not None:
+            outcome.plan_bytes += told.coded_bytes
+        codecs = [by_id(int(number)) for number in told["codecs"]]
+        if None in codecs:
+            raise WireError(
+                f"The cloud chose codecs of numbers {sorted(set(told['codecs'].tolist()))}; some are unknown."
+            )
+        return [codec for codec in codecs if codec is not None]
+
+    def _observe(self, plan: Inbox, uploads: Mapping[int, Inbox], exchange_s: float) -> None:
+        """Let an adaptive choice learn how long an exchange with a plan took, where it rests on that."""
+        if self.chooser is not None:
+            notes = [inbox.note for inbox in uploads.values()]
+            self.chooser.rates.observe(
+                plan.coded_bytes, exchange_s, [note.compute_s for note in notes], [note.flops for note in notes]
+            )
 
     def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""
@@ -191,10 +239,11 @@ class Runner:
         for device in at.devices:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), self.clock.seconds("wait")
             with self.clock.span("compute"):
                 upload = self.built.algorithm.local(at, device, plan)
-            note = Note(upload.loss, time.perf_counter() - start, meter.take())
+            waited = self.clock.seconds("wait") - waited
+            note = Note(upload.loss, time.perf_counter() - start - waited, meter.take())
             units = self.built.algorithm.upload_units(at, device)
             self.star.report(at.devices, device, units, upload.arrays, place, note)
 

@@ -114,7 +114,7 @@ class Cutting:
         found: list[Unit] = []
         for tensor in self.layout.trainable:
             for tiles in zip(*(self.tiles(j, tensor) for j in self.layout.of(tensor)), strict=True):
-                found.extend(Unit(tile.name, (tile.end - tile.first,)) for tile in tiles)
+                found.extend(Unit(tile.name, (tile.end - tile.first,), lossy=True) for tile in tiles)
         return found
 
     def stages(self) -> list[int]:

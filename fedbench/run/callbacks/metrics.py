@@ -37,6 +37,7 @@ class Metrics:
         self._config = built.job.config
         self.rows: list[dict[str, float]] = []
         self.device_rows: list[dict[str, list[float]]] = []
+        self.codec_rows: list[tuple[int, str, float]] = []
         self.probe_accuracy: float | None = None
         comm = self._config.comm
         edges = comm.edges if comm.topology == "tree" else 0
@@ -97,6 +98,7 @@ class Metrics:
                 "compute_s": outcome.compute_s,
             }
         )
+        self.codec_rows += [(outcome.number, unit, bits) for unit, bits in outcome.bits]
         target = self._config.run.target_accuracy
         reached = target is not None and row.get("dev_accuracy", 0.0) >= target
         return reached and self._config.run.stop_at_target
@@ -106,6 +108,7 @@ class Metrics:
         return {
             "rows": self.rows,
             "device_rows": self.device_rows,
+            "codec_rows": self.codec_rows,
             "probe_accuracy": self.probe_accuracy,
             "traffic": self.traffic.state(),
             "zeros": [self._zeros, self._scalars],
@@ -114,6 +117,7 @@ class Metrics:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
         self.rows, self.device_rows = state["rows"], state["device_rows"]
+        self.codec_rows = [(number, unit, bits) for number, unit, bits in state["codec_rows"]]
         self.probe_accuracy = state["probe_accuracy"]
         self.traffic.restore(state["traffic"])
         self._zeros, self._scalars = state["zeros"]
