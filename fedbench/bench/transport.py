@@ -52,7 +52,7 @@ def measure(transport: Transport, options: Options) -> dict[str, Any]:
 
 def _result(samples: dict[str, list[float]]) -> dict[str, Any]:
     seconds = harness.medians(samples)
-    found = {
+    found: dict[str, dict[str, Any]] = {
         str(size): {
             "ratio_pingpong": harness.ratio(samples[f"ping-pong {size}"], samples[f"messages {size}"]),
             "ratio_frames": harness.ratio(samples[f"ping-pong {size}"], samples[f"frames {size}"]),

@@ -167,7 +167,7 @@ class Star:
 
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
-        self._mail.finish(lambda: [self._settle(slot) for slot in list(self._receiving)])
+        self._mail.finish(self._settle_all)
 
     def _wait_for_all(self, inboxes: Mapping[int, Inbox]) -> None:
         waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
@@ -199,6 +199,10 @@ class Star:
         """Send a frame to all children, to each on the links of its own devices."""
         for child in self._children:
             self._mail.send(slot, packed, child, tag, [d for d in devices if self.host_of(d) == child])
+
+    def _settle_all(self) -> None:
+        for slot in list(self._receiving):
+            self._settle(slot)
 
     def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)
