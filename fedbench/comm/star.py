@@ -112,7 +112,7 @@ class Star:
                 self._send_down(slot, packed, self._tag(DOWN, index), devices)
                 if not receiving:
                     inbox.put(index, packed, None)
-                self._mail.poll_at_times()
+                self._mail.drive_at_times()
         return inbox
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:
@@ -159,7 +159,7 @@ class Star:
 
     def poll(self) -> None:
         """Move messages from within a computation, if the policy says so and it is time."""
-        self._mail.poll_at_times()
+        self._mail.drive_at_times()
 
     def wait(self, requests: Sequence[Request], what: str) -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`."""
