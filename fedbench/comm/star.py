@@ -118,7 +118,7 @@ class Star:
                 self._send_down(slot, packed, self._tag(DOWN, index), devices)
                 if not receiving:
                     inbox.put(index, packed, None)
-                self._mail.poll_at_times()
+                self._mail.drive_at_times()
         return inbox
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:
@@ -165,7 +165,7 @@ class Star:
 
     def poll(self) -> None:
         """Move messages from within a computation, if the policy says so and it is time."""
-        self._mail.poll_at_times()
+        self._mail.drive_at_times()
 
     def wait(self, requests: Sequence[Request], what: str) -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`."""
@@ -173,7 +173,7 @@ class Star:
 
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
-        self._mail.finish(lambda: [self._settle(slot) for slot in list(self._receiving)])
+        self._mail.finish(self._settle_all)
 
     def _wait_for_all(self, inboxes: Mapping[int, Inbox]) -> None:
         waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
@@ -208,6 +208,10 @@ class Star:
         """Send a frame to all children, to each on the links of its own devices."""
         for child in self._children:
             self._mail.send(slot, packed, child, tag, [d for d in devices if self.host_of(d) == child])
+
+    def _settle_all(self) -> None:
+        for slot in list(self._receiving):
+            self._settle(slot)
 
     def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)

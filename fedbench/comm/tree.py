@@ -164,7 +164,7 @@ class Tree(Star):
             host, tag = self.host_of(device), self._tag(UP, index, slot)
             requests.append(self._mail.receive(buffers[-1], host, tag))
         tag = self._tag(UP, number, self.transport.rank)
-        out: Slot = ("in up", group[0].slot, group[0].index) if len(group) == 1 else ("bundle", number)
+        out: Slot = ("in up", group[0].slot, group[0].number) if len(group) == 1 else ("bundle", number)
         self._mail.settle(out)
         room = self._mail.buffer(out, bundle.bound(group))
 
@@ -181,8 +181,8 @@ class Tree(Star):
         self, edge: int, number: int, group: Sequence[Piece]
     ) -> dict[tuple[int, int], tuple[np.ndarray, Request]]:
         """Return by device and unit the buffers and requests of what an edge sends as one."""
-        buffers = [self._mail.buffer(("in up", piece.slot, piece.index), frame.bound(piece.unit)) for piece in group]
-        keys = [(piece.device, piece.index) for piece in group]
+        buffers = [self._mail.buffer(("in up", piece.slot, piece.number), frame.bound(piece.unit)) for piece in group]
+        keys = [(piece.device, piece.number) for piece in group]
         tag = self._tag(UP, number, edge)
         if len(group) == 1:
             return {keys[0]: (buffers[0], self._mail.receive(buffers[0], edge, tag))}
