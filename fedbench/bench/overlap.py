@@ -201,9 +201,7 @@ class Play:
             for tile in self.cutting.tiles(0, tensor):
                 units[tile.name] = np.float32(scale) * draw.standard_normal(tile.end - tile.first, np.float32)
         length = math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in units.values()))
-        for array in units.values():
-            array /= np.float32(length)
-        return units
+        return {name: array / np.float32(length) for name, array in units.items()}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

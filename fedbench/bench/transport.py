@@ -17,6 +17,7 @@ from fedbench.base.errors import WireError
 from fedbench.bench import harness, ranks
 from fedbench.bench.harness import Options
 from fedbench.codec import frame
+from fedbench.codec.codecs import RAW
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
 from fedbench.comm.mail import AT_WAITS, Mail
@@ -91,9 +92,9 @@ def _arms(transport: MpiTransport, size: int) -> dict[str, harness.Arm]:
         mail.settle(("out",))
 
     def frames() -> None:
-        packed = frame.pack(array, unit, _PLACE, frame.RAW, out=coded).frame
+        packed = frame.pack(array, unit, _PLACE, out=coded).frame
         messages(packed, coming)
-        frame.unpack(coming, unit, _PLACE, frame.RAW, "the other rank")
+        frame.unpack(coming, unit, _PLACE, (RAW,), "the other rank")
 
     def repeated(once: harness.Arm) -> harness.Arm:
         return lambda: [once() for _ in range(turns)]

@@ -56,7 +56,8 @@ class Topology(Protocol):
     ) -> Inbox:
         """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
 
-        It travels on the links of `devices`, each unit in its codec (all raw by default), which all ranks know. What was received stays valid until the next message of the same channel.
+        It travels on the links of `devices`, each unit in its codec (all raw by default), which all ranks know. What was
+        received stays valid until the next message of the same channel.
         """
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:

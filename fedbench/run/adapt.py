@@ -70,12 +70,10 @@ class Chooser:
         sides = self._algorithm.sides
         per_stage = [sides * self._cut.stage_flops(s, *self._shape) for s in range(self._cut.stages)]
         before = self._algorithm.flops_before_plan(*self._shape)
-        reads, done = np.zeros(len(entries)), before
+        sizes, reads, done = np.array(entries, np.float64), np.zeros(len(entries)), before
         for stage, flops in enumerate(per_stage):
-            own = np.flatnonzero(stages == stage)
-            sizes = np.array([entries[k] for k in own], np.float64)
-            if len(own):
-                reads[own] = done + flops * (np.cumsum(sizes) - sizes) / sizes.sum()
+            own = sizes[stages == stage]
+            reads[stages == stage] = done + flops * (np.cumsum(own) - own) / max(1.0, own.sum())
             done += flops
         total = before + self._passes * sum(per_stage)
         return Schedule(reads / self.rates.flops_per_s, total / self.rates.flops_per_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,6 @@ def test_equal_inputs_give_equal_codecs_and_zeros_get_the_least() -> None:
 
 
 def test_each_step_of_the_ladder_buys_less_for_a_bit() -> None:
-    gains = [(lost(a) - lost(b)) / (b.bits - a.bits) for a, b in zip(LADDER[:-1], LADDER[1:], strict=True)]
+    gains = [(lost(a) - lost(b)) / (b.bits - a.bits) for a, b in itertools.pairwise(LADDER)]
     assert gains == sorted(gains, reverse=True)
     assert min(gains) > 0
