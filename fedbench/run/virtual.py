@@ -26,8 +26,8 @@ class Virtual:
         self._train_every = train_every
         self._clocks: tuple[RoundClock, ...] = ()
         self._reply_bytes = 0
-        #: Of each exchange of the last trained round: unit bytes and shares, FLOPs of the plan and meanwhile, a device's mean FLOPs
-        #: and bytes up, FLOPs of combining.
+        #: Of each exchange of the last trained round: unit bytes and shares, FLOPs of the plan and meanwhile, a device's
+        #: mean FLOPs and bytes up, FLOPs of combining.
         self._played: list[list[Any]] = []
 
     def trains(self, number: int) -> bool:

@@ -20,8 +20,9 @@ class Load:
     """What an exchange asks of n devices, and of the cloud before they compute and meanwhile.
 
     `unit_bytes` [units]: the plan's units in the order in which they travel and are needed, at least one (of 0 bytes
-    where there is no plan); `shares` [units]: those of a device's FLOPs that are spent behind each. `missed_bytes` [n]: what a device fetches first, from the history that its
-    server keeps. `reply_bytes`: the last exchange's reply, from the cloud.
+    where there is no plan); `shares` [units]: those of a device's FLOPs that are spent behind each. `missed_bytes` [n]:
+    what a device fetches first, from the history that its server keeps. `reply_bytes`: the last exchange's reply, from
+    the cloud.
     """
 
     plan_flops: float
