@@ -130,6 +130,8 @@ class Algorithm(ABC):
     #: How a device catches up with the rounds that it missed (methods.md 2.17).
     catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES
     settings_type: ClassVar[type[Settings]] = Settings
+    #: Forwards that a pass over the plan makes at once.
+    sides: ClassVar[int] = 2
 
     def __init__(self, settings: Settings, lab: Lab) -> None:
         self.settings = settings
@@ -157,8 +159,20 @@ class Algorithm(ABC):
         """Return what devices need before they compute, and the plan's outline (cloud only)."""
         return {}
 
+    def plan_stages(self, round_: Round) -> Sequence[int]:
+        """Return the stage of the model that reads each of the plan's units first; for units that are coded with loss."""
+        return [0] * len(self.plan_units(round_))
+
+    def flops_before_plan(self, rows: int, length: int) -> float:
+        """Return the FLOPs of a device on a batch before it first reads the plan."""
+        return 0.0
+
     def ahead(self, round_: Round) -> None:  # noqa: B027  (most methods have nothing to do meanwhile)
         """Compute what can be known of later rounds while devices compute; weights are those of `plan` (cloud only)."""
+
+    def plan_sign(self, round_: Round) -> float:
+        """Return the random sign that all lossy units of a plan have in common, or 1 (cloud only)."""
+        return 1.0
 
     @abstractmethod
     def upload_units(self, round_: Round, device: int) -> Sequence[Unit]:

@@ -113,9 +113,17 @@ class CooperLLM(ScalarMethod):
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
 
+    def plan_stages(self, round_: Round) -> Sequence[int]:
+        """The stages of the guides' tensors."""
+        return self._guides.stages()
+
     def ahead(self, round_: Round) -> None:
         """Make the next round's guides where they may lag."""
         self._guides.make_ahead(round_)
+
+    def plan_sign(self, round_: Round) -> float:
+        """The sign that stands in a lone guide."""
+        return self._guides.sign(round_)
 
     def scalars(self, round_: Round) -> int:
         """P in each exchange, one exchange per local step."""

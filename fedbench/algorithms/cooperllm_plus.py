@@ -58,6 +58,7 @@ class CooperLLMPlus(ScalarMethod):
     name = "cooperllm_plus"
     summary = "guide's coefficient regressed out of isotropic probes, many cheap directions of the last block"
     settings_type: ClassVar[type[BaseSettings]] = Settings
+    sides = 1
     settings: Settings
 
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:
@@ -98,10 +99,26 @@ class CooperLLMPlus(ScalarMethod):
         self.cloud_loss, arrays = self._guides.make(round_)
         return arrays
 
+    def plan_stages(self, round_: Round) -> Sequence[int]:
+        """The stages of the guides' tensors."""
+        return self._guides.stages()
+
+    def flops_before_plan(self, rows: int, length: int) -> float:
+        """The clean forward, and block 2's own directions."""
+        if not self.settings.p2:
+            return self.lab.cut.forward_flops(rows, length)
+        tail = range(self._boundary, self.lab.cut.stages)
+        block = sum(self.lab.cut.stage_flops(stage, rows, length) for stage in tail)
+        return self.lab.cut.forward_flops(rows, length) + self.settings.p2 * block
+
     def ahead(self, round_: Round) -> None:
         """Make the next round's guides where they may lag."""
         if self.settings.guide_ratio:
             self._guides.make_ahead(round_)
+
+    def plan_sign(self, round_: Round) -> float:
+        """The sign that stands in a lone guide."""
+        return self._guides.sign(round_)
 
     def scalars(self, round_: Round) -> int:
         """P + P2 in each exchange, one exchange per local step."""

@@ -82,6 +82,10 @@ class Guides:
         """Return what travels in an exchange."""
         return self._cutting.units() if self._new(round_) else ()
 
+    def stages(self) -> Sequence[int]:
+        """Return the stage that reads each unit first."""
+        return self._cutting.stages()
+
     def make(self, round_: Round) -> tuple[float, Arrays]:
         """Return the public loss (NaN for the random control) and new guides with their outline (cloud only).
 
@@ -101,7 +105,6 @@ class Guides:
     def whole(self, round_: Round) -> tuple[float, Arrays]:
         """Return the public loss and new guides at the present weights as whole arrays, by the layout's names."""
         lab, kind = self._lab, self._settings.guide
-        sign = 1.0 if key(lab.seed, "guide sign", round_.number)[0] & 1 else -1.0
         if kind == "random":
             loss, gradients = float("nan"), [self._random(round_)]
         elif kind == "classes":
@@ -115,8 +118,15 @@ class Guides:
         if not self._unit:
             return loss, {t.name: g.cpu().numpy() for t, g in zip(lab.trainable, gradients[0], strict=True)}
         if self.count == 1:
+            sign = self.sign(round_)
             gradients = [[grad.mul_(sign) for grad in gradients[0]]]
         return loss, unit_guides(self.layout, gradients)
+
+    def sign(self, round_: Round) -> float:
+        """Return the sign that a lone guide of unit length is made with; 1 for others."""
+        if not self._unit or self.count > 1:
+            return 1.0
+        return 1.0 if key(self._lab.seed, "guide sign", round_.number)[0] & 1 else -1.0
 
     def span(self, plan: Arrays) -> Span:
         """Return the guides in force: those of the plan, or the latest where it brought none."""

@@ -148,8 +148,15 @@ class ZoSection(Section):
 class CommSection(Section):
     """[comm]"""
 
-    codec: Literal["raw"] = Field("raw", description="how units are coded: raw is float32 as it is")
+    codec: Literal["raw", "fp16", "int8", "int4", "int2", "sign", "topk", "adaptive"] = Field(
+        "raw", description="how guides travel (docs/codecs.md); everything else travels raw"
+    )
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
+    error_feedback: bool = Field(False, description="what a guide's coding lost is added to the next guide")
+    adapt: Literal["nominal", "measured"] = Field(
+        "nominal",
+        description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played",
+    )
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
     )
@@ -161,6 +168,14 @@ class CommSection(Section):
     topology: Literal["star", "tree"] = Field("star", description="tree: edges between the cloud and the devices")
     edges: int = Field(2, ge=1, description="edges of a tree; a small world makes fewer of its ranks edges")
     deadline_s: float = Field(300.0, gt=0, description="longest wait for a message before all ranks end")
+
+    @model_validator(mode="after")
+    def _fits(self) -> CommSection:
+        if self.error_feedback and self.codec == "raw":
+            raise ValueError(
+                "error_feedback = true has nothing to give back with codec = 'raw'; allowed: another codec"
+            )
+        return self
 
 
 class LinkSection(Section):

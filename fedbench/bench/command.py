@@ -14,8 +14,10 @@ from fedbench.base import provenance
 from fedbench.base.errors import EXIT_OK, ConfigError, nearest
 from fedbench.bench.harness import Options
 
+_NAMES = ("zo-step", "perturb", "update", "memory", "transport", "overlap", "pipeline")
+
 #: Benchmark -> its module's name, which has `run(options)`.
-BENCHES = {"zo-step": "zo_step", "perturb": "perturb", "update": "update", "memory": "memory"}
+BENCHES = {name: name.replace("-", "_") for name in _NAMES}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +28,10 @@ def run(args: argparse.Namespace) -> int:
         )
     asked = {field.name: getattr(args, field.name, None) for field in fields(Options)}
     options = Options(**{name: value for name, value in asked.items() if value is not None})
-    found = {name: one(name, options) for name in (BENCHES if args.bench == "all" else [args.bench])}
+    results = {name: one(name, options) for name in (BENCHES if args.bench == "all" else [args.bench])}
+    found = {name: result for name, result in results.items() if result is not None}
+    if not found:
+        return EXIT_OK  # a rank that has no numbers
     if args.json:
         print(json.dumps(found if args.bench == "all" else found[args.bench], indent=2))
         return EXIT_OK
@@ -35,10 +40,12 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def one(name: str, options: Options) -> dict[str, Any]:
-    """Return one benchmark's numbers with its options and provenance."""
+def one(name: str, options: Options) -> dict[str, Any] | None:
+    """Return one benchmark's numbers with its options and provenance; None on a rank that has none."""
     print(f"fedbench: bench {name}, {options.model} ...", file=sys.stderr)
     result = importlib.import_module(f"fedbench.bench.{BENCHES[name]}").run(options)
+    if result is None:
+        return None
     return {"bench": name, "options": options.tree(), **result, "provenance": provenance.collect({})}
 
 

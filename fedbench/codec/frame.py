@@ -1,13 +1,13 @@
 """Frames: one array with a checked header, as bytes.
 
-A frame is checked whole (magic, version, place, size, checksum) before anything in
-it is decoded, and it is decoded into a size that the receiver knows beforehand. This
+A frame is checked whole (magic, version, place, codec, sizes, checksum) before anything
+in it is decoded, and it is decoded into a size that the receiver knows beforehand. This
 module knows no MPI, no model and no pickle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +16,14 @@ import numpy as np
 import xxhash
 
 from fedbench.base.arrays import Unit
-from fedbench.base.errors import WireError
+from fedbench.base.errors import NumericsError, WireError
+from fedbench.codec.codecs import RAW, Codec, by_id
 
 MAGIC = 0x46445242
-VERSION = 1
-RAW, LZ4 = 0, 1
+VERSION = 2
+
+#: Flags: the note's `again`, and a payload that is an LZ4 frame around what the codec wrote.
+AGAIN, LZ4 = 1, 2
 
 _HEADER = np.dtype(
     [
@@ -75,41 +78,74 @@ class Packed:
     coded_bytes: int
 
 
-def bound(unit: Unit) -> int:
-    """Return the largest number of bytes that a frame of `unit` can have: what doesn't shrink travels raw."""
-    return HEADER_BYTES + unit.raw_bytes
+def codec_of(unit: Unit, codec: Codec) -> Codec:
+    """Return the codec that a unit travels in where `codec` is asked for.
+
+    That is raw for what must arrive to the bit, and for what is so small that the codec would not make it smaller.
+    """
+    return codec if unit.lossy and codec.coded_bytes(unit.entries) < unit.raw_bytes else RAW
+
+
+def coded_bytes(unit: Unit, codec: Codec) -> int:
+    """Return the payload of a unit where `codec` is asked for, without LZ4 (of a unit `at_most`: at most)."""
+    used = codec_of(unit, codec)
+    return unit.raw_bytes if used is RAW else used.coded_bytes(unit.entries)
+
+
+def bound(unit: Unit, codec: Codec = RAW) -> int:
+    """Return the largest number of bytes that a frame of `unit` can have: LZ4 frames that don't shrink aren't sent."""
+    return HEADER_BYTES + coded_bytes(unit, codec)
 
 
 def pack(
-    array: np.ndarray, unit: Unit, place: Place, codec: int, note: Note = NO_NOTE, out: np.ndarray | None = None
+    array: np.ndarray,
+    unit: Unit,
+    place: Place,
+    codec: Codec = RAW,
+    note: Note = NO_NOTE,
+    out: np.ndarray | None = None,
+    *,
+    lz4: bool = False,
 ) -> Packed:
-    """Return the frame of `array`, written into `out` (uint8, `bound` long) where given."""
+    """Return the frame of `array`, written into `out` (uint8, `bound` long) where given.
+
+    NumericsError where a codec that loses something meets infinity or NaN.
+    """
     own = unit.of_bytes(array.nbytes)
     if own is None or array.shape != own.shape or array.dtype != np.dtype(unit.dtype):
         most = " at most" if unit.at_most else ""
         raise WireError(f"{unit.name}: packing {array.dtype}{array.shape}, the unit is {unit.dtype}{unit.shape}{most}.")
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    payload = raw if codec == RAW else np.frombuffer(_compress(raw), np.uint8)
-    if payload.size >= raw.size:
-        codec, payload = RAW, raw
-    size = HEADER_BYTES + payload.size
-    frame = np.empty(size, np.uint8) if out is None else out[:size]
-    if frame.size != size:
-        raise WireError(f"{unit.name}: a frame of {size} bytes doesn't fit a buffer of {frame.size}.")
+    codec, size = codec_of(own, codec), coded_bytes(own, codec)
+    frame = np.empty(HEADER_BYTES + size, np.uint8) if out is None else out[: HEADER_BYTES + size]
+    if frame.size != HEADER_BYTES + size:
+        raise WireError(f"{unit.name}: a frame of {HEADER_BYTES + size} bytes doesn't fit a buffer of {frame.size}.")
+    payload = frame[HEADER_BYTES:]
+    _encode(array, unit.name, codec, payload)
+    flags = AGAIN if note.again else 0
+    if lz4:
+        shrunk = np.frombuffer(_compress(payload), np.uint8)
+        if shrunk.size < size:
+            size, flags = shrunk.size, flags | LZ4
+            payload[:size] = shrunk
+            frame = frame[: HEADER_BYTES + size]
     header = np.zeros(1, _HEADER)
-    header["magic"], header["version"], header["codec"], header["flags"] = MAGIC, VERSION, codec, note.again
+    header["magic"], header["version"], header["codec"], header["flags"] = MAGIC, VERSION, codec.id, flags
     header["round"], header["exchange"], header["device"], header["unit"] = place
     header["dtype"] = np.dtype(unit.dtype).str[1:].encode()
     header["loss"], header["compute_s"], header["flops"] = note.loss, note.compute_s, note.flops
-    header["raw_bytes"], header["coded_bytes"] = raw.size, payload.size
-    frame[HEADER_BYTES:] = payload
+    header["raw_bytes"], header["coded_bytes"] = own.raw_bytes, size
     frame[:HEADER_BYTES] = header.view(np.uint8)
     frame[_CHECKSUM_AT:HEADER_BYTES].view("<u8")[0] = _checksum(frame)
-    return Packed(frame, payload.size)
+    return Packed(frame, size)
 
 
-def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str) -> tuple[np.ndarray, Note]:
-    """Return the array (a view into `frame` for the raw codec) and the note, or raise WireError naming `sender`."""
+def unpack(
+    frame: np.ndarray, unit: Unit, place: Place, allowed: Collection[Codec], sender: str
+) -> tuple[np.ndarray, Note]:
+    """Return the array and the note, or raise WireError naming `sender`; what travelled raw is a view into `frame`.
+
+    `allowed` are the codecs that the sender may have been asked for.
+    """
 
     def refuse(what: str, found: object, expected: object) -> WireError:
         return WireError(f"Frame of {unit.name} from {sender}: {what} is {found}, expected {expected}.")
@@ -117,7 +153,7 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
     if frame.size < HEADER_BYTES:
         raise refuse("its size", frame.size, f"at least {HEADER_BYTES} bytes")
     header = frame[:HEADER_BYTES].view(_HEADER)[0]
-    size = int(header["raw_bytes"])
+    size, flags = int(header["raw_bytes"]), int(header["flags"])
     own = unit.of_bytes(size)
     expected: Sequence[tuple[str, object, object]] = (
         ("magic", int(header["magic"]), MAGIC),
@@ -130,18 +166,45 @@ def unpack(frame: np.ndarray, unit: Unit, place: Place, codec: int, sender: str)
         ("raw size", size, unit.raw_bytes if own is None else size),
         ("coded size", int(header["coded_bytes"]), frame.size - HEADER_BYTES),
         ("checksum", int(header["checksum"]), _checksum(frame)),
+        ("flags", flags, flags & (AGAIN | LZ4)),
     )
     for what, found, wanted in expected:
         if found != wanted:
             raise refuse(what, found, wanted)
     assert own is not None
     payload = frame[HEADER_BYTES:]
-    used = int(header["codec"])
-    if used not in (RAW, codec):
-        raise refuse("codec", used, f"{RAW} or {codec}")
-    raw = payload if used == RAW else np.frombuffer(_expand(payload, own, sender), np.uint8)
-    array = raw.view(np.dtype(unit.dtype)).reshape(own.shape)
-    return array, Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(header["flags"]))
+    used, names = by_id(int(header["codec"])), {codec_of(own, codec).name for codec in allowed}
+    if used is None or used.name not in names:
+        raise refuse("codec", int(header["codec"]) if used is None else used.name, " or ".join(sorted(names)))
+    coded = coded_bytes(own, used)
+    if flags & LZ4:
+        payload = np.frombuffer(_expand(payload, coded, f"Frame of {unit.name} from {sender}"), np.uint8)
+    elif payload.size != coded:
+        raise refuse(f"coded size of {used.name}", payload.size, coded)
+    note = Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(flags & AGAIN))
+    return _decode(payload, own, used, sender), note
+
+
+def _encode(array: np.ndarray, name: str, codec: Codec, payload: np.ndarray) -> None:
+    flat = np.require(array, requirements=["C", "A"]).reshape(-1)
+    if codec is RAW:
+        payload[:] = flat.view(np.uint8)
+        return
+    try:
+        codec.encode(flat, payload)
+    except NumericsError as error:
+        raise NumericsError(f"{name}: {error}") from None
+
+
+def _decode(payload: np.ndarray, unit: Unit, codec: Codec, sender: str) -> np.ndarray:
+    if codec is RAW:
+        return payload.view(np.dtype(unit.dtype)).reshape(unit.shape)
+    array = np.empty(unit.entries, np.float32)
+    try:
+        codec.decode(payload, array)
+    except WireError as error:
+        raise WireError(f"Frame of {unit.name} from {sender}: {error}") from None
+    return array.reshape(unit.shape)
 
 
 def place_of(frame: np.ndarray) -> Place:
@@ -156,18 +219,18 @@ def _checksum(frame: np.ndarray) -> int:
     return digest.intdigest()
 
 
-def _compress(raw: np.ndarray) -> bytes:
-    return lz4.frame.compress(raw.data, content_checksum=True, store_size=False)
+def _compress(coded: np.ndarray) -> bytes:
+    return lz4.frame.compress(coded.data, content_checksum=True, store_size=False)
 
 
-def _expand(payload: np.ndarray, unit: Unit, sender: str) -> bytes:
-    """Return exactly the unit's bytes; more, less or trailing bytes are errors."""
+def _expand(payload: np.ndarray, size: int, what: str) -> bytes:
+    """Return exactly `size` bytes; more, less or trailing bytes are errors."""
     decoder = lz4.frame.LZ4FrameDecompressor()
     try:
-        raw = decoder.decompress(payload.tobytes(), max_length=unit.raw_bytes)
+        coded = decoder.decompress(payload.tobytes(), max_length=size)
         surplus = b"" if decoder.eof else decoder.decompress(b"", max_length=1)
     except (RuntimeError, EOFError) as error:
-        raise WireError(f"Frame of {unit.name} from {sender}: LZ4 refuses it: {error}.") from None
-    if len(raw) != unit.raw_bytes or surplus or not decoder.eof or decoder.unused_data:
-        raise WireError(f"Frame of {unit.name} from {sender}: LZ4 data doesn't open to exactly {unit.raw_bytes} bytes.")
-    return raw
+        raise WireError(f"{what}: LZ4 refuses it: {error}.") from None
+    if len(coded) != size or surplus or not decoder.eof or decoder.unused_data:
+        raise WireError(f"{what}: LZ4 data doesn't open to exactly {size} bytes.")
+    return coded

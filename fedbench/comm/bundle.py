@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
     slot: int
     device: int
-    index: int
+    number: int
     unit: Unit
 
 

@@ -19,7 +19,6 @@ from fedbench.comm.tree import Tree, edge_count
 def connect(
     transport: Transport,
     clock: Clock,
-    codec: int,
     comm: CommSection,
     link: LinkSection,
     seed: int,
@@ -33,5 +32,14 @@ def connect(
     progress = Progress(comm.progress, seconds(comm.poll_interval))
     edges = edge_count(comm.edges, transport.size) if comm.topology == "tree" else 0
     if edges == 0:
-        return Star(transport, codec, comm.deadline_s, clock, pacer, progress)
-    return Tree(transport, codec, comm.deadline_s, clock, pacer, progress, edges=edges, chunk_bytes=comm.chunk_bytes)
+        return Star(transport, comm.deadline_s, clock, pacer, progress, lz4=comm.lz4)
+    return Tree(
+        transport,
+        comm.deadline_s,
+        clock,
+        pacer,
+        progress,
+        edges=edges,
+        chunk_bytes=comm.chunk_bytes,
+        lz4=comm.lz4,
+    )

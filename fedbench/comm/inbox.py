@@ -14,6 +14,7 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
+from fedbench.codec.codecs import CODECS, Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 
@@ -36,14 +37,14 @@ class Inbox(Mapping[str, np.ndarray]):
     def __init__(
         self,
         waiter: Waiter,
-        codec: int,
         units: Sequence[Unit],
         places: Sequence[Place],
+        codecs: Sequence[Codec],
         sender: str,
         channel: str = "upload",
     ) -> None:
         self._waiter = waiter
-        self._codec = codec
+        self._codecs = codecs
         self._units = units
         self._places = places
         self.sender = sender
@@ -69,8 +70,8 @@ class Inbox(Mapping[str, np.ndarray]):
         bytes_ = self._arrived(index)
         self._latest = None
         with self._waiter.clock.span("decode", f"{self._channel}/{name}"):
-            unit, codec = self._units[index], self._codec
-            array, note = frame.unpack(bytes_, unit, self._places[index], codec, self.sender)
+            unit, codec = self._units[index], self._codecs[index]
+            array, note = frame.unpack(bytes_, unit, self._places[index], (codec,), self.sender)
         self._notes[index] = note
         if np.may_share_memory(array, bytes_):
             self._views[name] = array
@@ -135,7 +136,7 @@ class Kept(Mapping[str, np.ndarray]):
             self._latest = None
             (index, unit), bytes_ = self._units[name], self._frames[name]
             place = frame.place_of(bytes_)._replace(device=-1, unit=index)
-            self._latest = name, frame.unpack(bytes_, unit, place, frame.LZ4, "the checkpoint")[0]
+            self._latest = name, frame.unpack(bytes_, unit, place, CODECS.values(), "the checkpoint")[0]
         return self._latest[1]
 
     def __iter__(self) -> Iterator[str]:

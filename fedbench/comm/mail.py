@@ -31,6 +31,10 @@ class Progress(NamedTuple):
     interval_s: float = 1e-3
 
 
+#: Messages move where a rank waits for some, and nowhere else.
+AT_WAITS = Progress()
+
+
 class Mail:
     """Sends and receives of one rank; with a pacer, what goes over a device's link is held back until it is due."""
 
@@ -51,7 +55,7 @@ class Mail:
         self.lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
-        self._next_poll = 0.0
+        self._next_drive = 0.0
         self._buffers: dict[Slot, np.ndarray] = {}
         self._sending: dict[Slot, list[Request]] = {}
         self._watched: dict[str, deque[Request]] = {}
@@ -89,20 +93,27 @@ class Mail:
         self.wait(sent, "its own messages to be taken")
 
     def poll(self) -> float:
-        """Move what can be moved without waiting; return the seconds until something held back is due, 0 after a move."""
+        """Start what is due and pass on what is here; return the seconds until something is due, 0 after a move.
+
+        The library itself is left alone: whoever waits tests requests, which moves it.
+        """
         with self.lock:
-            self.transport.progress()
             moved = sum([_advance(queue) for queue in self._watched.values()])
             due_s = self._outbox.release()
         return 0.0 if moved else due_s
 
-    def poll_at_times(self) -> None:
-        """Poll if the policy is to poll and the interval has passed since the last time."""
+    def drive(self) -> float:
+        """Let the library move what it can, then poll."""
+        self.transport.progress()
+        return self.poll()
+
+    def drive_at_times(self) -> None:
+        """Drive if the policy is to poll and the interval has passed since the last time."""
         if self._progress.policy == "poll":
             now = time.monotonic()
-            if now >= self._next_poll:
-                self._next_poll = now + self._progress.interval_s
-                self.poll()
+            if now >= self._next_drive:
+                self._next_drive = now + self._progress.interval_s
+                self.drive()
 
     def wait(self, requests: Sequence[Request], what: str) -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`."""
@@ -143,12 +154,12 @@ class Mail:
     def _begin(self) -> None:
         """Start the progress thread with the first message, where there is to be one."""
         if self._progress.policy == "thread" and self._thread is None:
-            self._thread = threading.Thread(target=self._keep_polling, name="progress", daemon=True)
+            self._thread = threading.Thread(target=self._keep_driving, name="progress", daemon=True)
             self._thread.start()
 
-    def _keep_polling(self) -> None:
+    def _keep_driving(self) -> None:
         while not self._over.is_set():
-            due_s = self.poll()
+            due_s = self.drive()
             if due_s > 0:
                 self._over.wait(max(BACKOFF_S[0], min(due_s, self._progress.interval_s)))
 

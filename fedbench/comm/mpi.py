@@ -153,3 +153,13 @@ class MpiTransport:
             raise WireError(f"A message of {buffer.size} bytes; at most {MAX_MESSAGE_BYTES} are sent at once.")
         if not 0 <= tag <= self._tag_limit:
             raise WireError(f"Tag {tag} is outside MPI's 0..{self._tag_limit}.")
+
+    def ping_pong(self, buffer: np.ndarray, turns: int) -> None:
+        """Let ranks 0 and 1 pass a uint8 buffer there and back by blocking calls: what a benchmark compares with."""
+        message, peer = [buffer, self._mpi.BYTE], 1 - self.rank
+        for _ in range(turns if self.rank < 2 else 0):
+            for sending in (self.rank == 0, self.rank == 1):
+                if sending:
+                    self._comm.Send(message, peer)
+                else:
+                    self._comm.Recv(message, peer)

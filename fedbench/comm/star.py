@@ -15,10 +15,11 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
+from fedbench.codec.codecs import RAW, Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.mail import Mail, Progress, Slot
+from fedbench.comm.mail import AT_WAITS, Mail, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.topology import UnitsOf
 
@@ -34,15 +35,16 @@ class Star:
     def __init__(
         self,
         transport: Transport,
-        codec: int,
         deadline_s: float,
         clock: Clock,
         pacer: Pacer | None = None,
-        progress: Progress = Progress(),
+        progress: Progress = AT_WAITS,
+        *,
+        lz4: bool = False,
     ) -> None:
         self.transport = transport
-        self.codec = codec
         self.clock = clock
+        self._lz4 = lz4
         self._mail = Mail(transport, clock, deadline_s, pacer, progress)
         self._receiving: dict[Slot, Request] = {}
         self._moves = 0
@@ -92,28 +94,32 @@ class Star:
         place: Place,
         note: Note = NO_NOTE,
         devices: Sequence[int] = (),
+        codecs: Sequence[Codec] | None = None,
     ) -> Inbox:
         """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
 
-        It travels on the links of `devices`. What was received stays valid until the next message of the same channel.
+        It travels on the links of `devices`. `codecs` has one for each unit, the same on all ranks; None is raw for all.
+        Every rank, the cloud too, reads what was decoded. What was received stays valid until the next message of the
+        same channel.
         """
         self._moves += 1
+        codecs = codecs or [RAW] * len(units)
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, self._source, channel)
+        inbox = Inbox(self, units, places, codecs, self._source, channel)
         receiving = not self.is_cloud or 0 in self.peers
         if receiving:
             for index, unit in enumerate(units):
-                self._await_down(inbox, channel, index, unit, devices)
+                self._await_down(inbox, (channel, index), unit, codecs[index], devices)
         if self.is_cloud:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
             for index, unit in enumerate(units):
                 slot = ("out", channel, index)
-                packed = self._pack(slot, arrays[unit.name], unit, places[index], note)
+                packed = self._pack(slot, arrays[unit.name], unit, places[index], note, codecs[index])
                 self._send_down(slot, packed, self._tag(DOWN, index), devices)
                 if not receiving:
                     inbox.put(index, packed, None)
-                self._mail.poll_at_times()
+                self._mail.drive_at_times()
         return inbox
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:
@@ -161,7 +167,7 @@ class Star:
 
     def poll(self) -> None:
         """Move messages from within a computation, if the policy says so and it is time."""
-        self._mail.poll_at_times()
+        self._mail.drive_at_times()
 
     def wait(self, requests: Sequence[Request], what: str) -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`."""
@@ -169,7 +175,7 @@ class Star:
 
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
-        self._mail.finish(lambda: [self._settle(slot) for slot in list(self._receiving)])
+        self._mail.finish(self._settle_all)
 
     def _wait_for_all(self, inboxes: Mapping[int, Inbox]) -> None:
         waiting = [(inbox, request) for inbox in inboxes.values() for request in inbox.requests]
@@ -180,15 +186,18 @@ class Star:
 
         self._mail.wait_for([request for _, request in waiting], missing, self._patience)
 
-    def _await_down(self, inbox: Inbox, channel: str, index: int, unit: Unit, devices: Sequence[int]) -> None:
-        """Post the receive of the next unit of an inbox.
+    def _await_down(
+        self, inbox: Inbox, place: tuple[str, int], unit: Unit, codec: Codec, devices: Sequence[int]
+    ) -> None:
+        """Post the receive of the next unit of an inbox, whose channel and number are its place.
 
         What was sent down last in its slot is waited for first: a rank whose devices sit a round out never read it.
         """
-        slot, tag = (channel, index), self._tag(DOWN, index)
+        slot, index = place, place[1]
+        tag = self._tag(DOWN, index)
         self._settle(slot)
         self._mail.settle(("in", *slot))
-        buffer = self._mail.buffer(("in", *slot), frame.bound(unit))
+        buffer = self._mail.buffer(("in", *slot), frame.bound(unit, codec))
         request = self._relayed(self._mail.receive(buffer, self._parent, tag), slot, buffer, tag, devices)
         self._receiving[slot] = request
         inbox.put(index, buffer, request)
@@ -202,6 +211,10 @@ class Star:
         for child in self._children:
             self._mail.send(slot, packed, child, tag, [d for d in devices if self.host_of(d) == child])
 
+    def _settle_all(self) -> None:
+        for slot in list(self._receiving):
+            self._settle(slot)
+
     def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)
         if request is not None:
@@ -210,7 +223,7 @@ class Star:
     def _post(self, slot: int, device: int, source: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
         """Return an inbox with receives posted for all units of one sender."""
         places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, self.codec, units, places, sender)
+        inbox = Inbox(self, units, places, [RAW] * len(units), sender)
         for index, unit in enumerate(units):
             buffer = self._mail.buffer(("in up", slot, index), frame.bound(unit))
             inbox.put(index, buffer, self._mail.receive(buffer, source, self._tag(UP, index, slot)))
@@ -233,11 +246,14 @@ class Star:
             on = (place.device,) if links is None else links
             self._mail.send(key, packed, target, self._tag(UP, index, slot), on, up=True)
 
-    def _pack(self, slot: Slot, array: np.ndarray, unit: Unit, place: Place, note: Note) -> np.ndarray:
+    def _pack(
+        self, slot: Slot, array: np.ndarray, unit: Unit, place: Place, note: Note, codec: Codec = RAW
+    ) -> np.ndarray:
         self._mail.settle(slot)
         channel = slot[1] if slot[0] == "out" else "upload"
         with self.clock.span("encode", f"{channel}/{unit.name}"):
-            return frame.pack(array, unit, place, self.codec, note, self._mail.buffer(slot, frame.bound(unit))).frame
+            out = self._mail.buffer(slot, frame.bound(unit, codec))
+            return frame.pack(array, unit, place, codec, note, out, lz4=self._lz4).frame
 
     def _tag(self, way: int, index: int, slot: int = 0) -> int:
         """Return a tag from direction, parity of the move, unit and sender, so that a stale message meets no receive.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.inbox import Inbox
@@ -51,10 +52,12 @@ class Topology(Protocol):
         place: Place,
         note: Note = NO_NOTE,
         devices: Sequence[int] = (),
+        codecs: Sequence[Codec] | None = None,
     ) -> Inbox:
         """Return what the cloud sends to everyone; `arrays` is given on rank 0 and None elsewhere.
 
-        It travels on the links of `devices`. What was received stays valid until the next message of the same channel.
+        It travels on the links of `devices`, each unit in its codec (all raw by default), which all ranks know. What was
+        received stays valid until the next message of the same channel.
         """
 
     def expect(self, devices: Sequence[int], units: UnitsOf, place: Place) -> dict[int, Inbox]:

@@ -13,12 +13,13 @@ import numpy as np
 
 from fedbench.base.clock import Clock
 from fedbench.codec import frame
+from fedbench.codec.codecs import RAW
 from fedbench.codec.frame import Place
 from fedbench.comm import bundle
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.bundle import PassedOn, Piece
 from fedbench.comm.inbox import Inbox
-from fedbench.comm.mail import Progress, Slot
+from fedbench.comm.mail import AT_WAITS, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.star import UP, Star
 from fedbench.comm.topology import UnitsOf
@@ -38,16 +39,16 @@ class Tree(Star):
     def __init__(
         self,
         transport: Transport,
-        codec: int,
         deadline_s: float,
         clock: Clock,
         pacer: Pacer | None = None,
-        progress: Progress = Progress(),
+        progress: Progress = AT_WAITS,
         *,
         edges: int,
         chunk_bytes: int,
+        lz4: bool = False,
     ) -> None:
-        super().__init__(transport, codec, deadline_s, clock, pacer, progress)
+        super().__init__(transport, deadline_s, clock, pacer, progress, lz4=lz4)
         self._edges = range(1, 1 + edges)
         self._chunk_bytes = chunk_bytes
         self._is_edge = transport.rank in self._edges
@@ -102,7 +103,7 @@ class Tree(Star):
         for device in devices:
             mine = units(device)
             places = [place._replace(device=device, unit=index) for index in range(len(mine))]
-            inboxes[device] = Inbox(self, self.codec, mine, places, self._sender(device))
+            inboxes[device] = Inbox(self, mine, places, [RAW] * len(mine), self._sender(device))
             for index in range(len(mine)):
                 inboxes[device].put(index, *coming[device, index])
         return inboxes
@@ -163,7 +164,7 @@ class Tree(Star):
             host, tag = self.host_of(device), self._tag(UP, index, slot)
             requests.append(self._mail.receive(buffers[-1], host, tag))
         tag = self._tag(UP, number, self.transport.rank)
-        out: Slot = ("in up", group[0].slot, group[0].index) if len(group) == 1 else ("bundle", number)
+        out: Slot = ("in up", group[0].slot, group[0].number) if len(group) == 1 else ("bundle", number)
         self._mail.settle(out)
         room = self._mail.buffer(out, bundle.bound(group))
 
@@ -180,8 +181,8 @@ class Tree(Star):
         self, edge: int, number: int, group: Sequence[Piece]
     ) -> dict[tuple[int, int], tuple[np.ndarray, Request]]:
         """Return by device and unit the buffers and requests of what an edge sends as one."""
-        buffers = [self._mail.buffer(("in up", piece.slot, piece.index), frame.bound(piece.unit)) for piece in group]
-        keys = [(piece.device, piece.index) for piece in group]
+        buffers = [self._mail.buffer(("in up", piece.slot, piece.number), frame.bound(piece.unit)) for piece in group]
+        keys = [(piece.device, piece.number) for piece in group]
         tag = self._tag(UP, number, edge)
         if len(group) == 1:
             return {keys[0]: (buffers[0], self._mail.receive(buffers[0], edge, tag))}

@@ -37,7 +37,7 @@ from fedbench.base import account, config, identity
 from fedbench.base.errors import ConfigError, nearest
 from fedbench.base.job import Config
 from fedbench.base.rng import generator
-from fedbench.codec import frame
+from fedbench.codec.codecs import CODECS, Codec
 from fedbench.comm.inbox import Kept
 from fedbench.data.partition import sampled_devices
 from fedbench.data.private import PrivateRows, private_rows
@@ -110,9 +110,9 @@ class Job:
         return replace(self, config=self.config.model_copy(update={"model": model}))
 
     @property
-    def codec(self) -> int:
-        """The codec of frames."""
-        return frame.LZ4 if self.config.comm.lz4 else frame.RAW
+    def codec(self) -> Codec | None:
+        """The codec of guides; None where it is chosen for each unit."""
+        return CODECS.get(self.config.comm.codec)
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,7 @@ class Execution:
         job = built.job
         config = job.config
         link = link_of(config)
-        star = connect(
-            self._transport, self._clock, job.codec, config.comm, config.link, config.run.seed, lambda _: link
-        )
+        star = connect(self._transport, self._clock, config.comm, config.link, config.run.seed, lambda _: link)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))

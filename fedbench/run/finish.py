@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +87,16 @@ def assemble(
         memory=memory_columns(ranks.memory, apart=ranks.apart),
         memory_rounds=ranks.memory_rounds,
         spans=ranks.spans,
+        codec=_codec(metrics.codec_rows),
     )
+
+
+def _codec(rows: Sequence[tuple[int, str, float]]) -> dict[str, np.ndarray]:
+    """Return the columns of the codecs that were chosen unit by unit; nothing where none was."""
+    if not rows:
+        return {}
+    columns = zip(records.CODEC_COLUMNS.items(), zip(*rows, strict=True), strict=True)
+    return {name: np.array(values, np.str_ if c.dtype == "str" else c.dtype) for (name, c), values in columns}
 
 
 def _summary(

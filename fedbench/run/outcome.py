@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,28 +13,45 @@ from fedbench.comm.inbox import Inbox
 from fedbench.sim.clock import Times
 
 
-class Sent(NamedTuple):
-    """The plan of an exchange as it travels, with the outline that goes ahead of it; None where there is none.
+class Trajectory:
+    """The chain h_t = sha256(h_{t-1} | what determined the round), never a time."""
 
-    The cloud spent `flops` on it, and `ahead_flops` on later plans while devices computed.
+    def __init__(self, digest: bytes = b"") -> None:
+        self.digest = digest
+
+    def join(self, *parts: bytes | memoryview) -> None:
+        """Append to the chain."""
+        chain = hashlib.sha256(self.digest)
+        for part in parts:
+            chain.update(part)
+        self.digest = chain.digest()
+
+
+class Sent(NamedTuple):
+    """The plan of an exchange as it travels, with the messages that go ahead of it; None where there is none.
+
+    The cloud spent `flops` on it, and `ahead_flops` on later plans while devices computed. `shares` are those of a
+    device's compute before it reads the plan, and behind each of its units.
     """
 
-    outline: Inbox | None
+    ahead: tuple[Inbox, ...]
     units: Inbox | None
     flops: float = 0.0
     ahead_flops: float = 0.0
+    shares: tuple[float, ...] = (1.0,)
 
     @property
     def unit_bytes(self) -> tuple[int, ...]:
-        """Coded bytes of all units, in the order in which they travel."""
-        return tuple(size for inbox in (self.outline, self.units) if inbox is not None for size in inbox.unit_bytes)
+        """Coded bytes of what goes ahead, and then of each unit, in the order in which they travel."""
+        return sum(inbox.coded_bytes for inbox in self.ahead), *(() if self.units is None else self.units.unit_bytes)
 
 
 class Counted(NamedTuple):
-    """An exchange before the cloud combined: coded bytes of the plan's units, the cloud's FLOPs for them and meanwhile,
-    and of each device FLOPs and bytes up."""
+    """An exchange before the cloud combined: of each message of the plan coded bytes and the share of a device's compute
+    behind it, the cloud's FLOPs for them and meanwhile, and of each device FLOPs and bytes up."""
 
     unit_bytes: tuple[int, ...]
+    shares: tuple[float, ...]
     plan_flops: float
     ahead_flops: float
     flops: tuple[float, ...]
@@ -75,6 +93,7 @@ class Outcome:
     round_s: float = 0.0
     times: Times | None = None
     sim_other_s: float = float("nan")
+    bits: list[tuple[str, float]] = field(default_factory=list)
 
     def begin(self, present: tuple[int, ...]) -> None:
         """Make room for the sampled devices, of which some are present."""
@@ -111,7 +130,7 @@ class Outcome:
             self.up_bytes[slot] += up_bytes[-1]
         self.plan_bytes += sum(sent.unit_bytes)
         self.cloud_flops += sent.flops + sent.ahead_flops
-        return Counted(sent.unit_bytes, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
+        return Counted(sent.unit_bytes, sent.shares, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
 
     def leave_out(self, in_time: np.ndarray) -> None:
         """Take those out of force that came too late: bool [devices in force]."""

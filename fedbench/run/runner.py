@@ -24,7 +24,8 @@ from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
 from fedbench.run.callbacks.traffic import Traffic
-from fedbench.run.outcome import Outcome, Sent
+from fedbench.run.outcome import Outcome, Sent, Trajectory
+from fedbench.run.plans import Plans
 from fedbench.run.virtual import Virtual
 
 
@@ -36,20 +37,6 @@ class Observer(Protocol):
 
     def played(self, outcome: Outcome) -> bool:
         """A round is over; return whether the run has reached its goal."""
-
-
-class Trajectory:
-    """The chain h_t = sha256(h_{t-1} | what determined the round), never a time."""
-
-    def __init__(self, digest: bytes = b"") -> None:
-        self.digest = digest
-
-    def join(self, *parts: bytes | memoryview) -> None:
-        """Append to the chain."""
-        chain = hashlib.sha256(self.digest)
-        for part in parts:
-            chain.update(part)
-        self.digest = chain.digest()
 
 
 def weights_sha256(trainable: Trainable) -> str:
@@ -70,6 +57,7 @@ class Runner:
         self.star = star
         self.clock = clock
         self.trajectory = Trajectory()
+        self.plans = Plans(built, star, clock, self.trajectory)
         self.next_round = 0
         if built.cut.residency.kernels == "cpu":  # a GPU's layers end behind our back; only whole spans wait for it
             built.lab.stream.clock = clock
@@ -144,7 +132,8 @@ class Runner:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
-        sent = self._plan(at, place)
+        start = time.perf_counter()
+        sent = self.plans.send(at, place, outcome)
         plan = plan if sent.units is None else sent.units
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
@@ -154,6 +143,8 @@ class Runner:
                 algorithm.ahead(at)
             sent = sent._replace(ahead_flops=self.built.lab.meter.take())
         came = self._came(at, inboxes, sent, outcome)
+        if star.is_cloud:
+            self.plans.observe(sent, inboxes, time.perf_counter() - start)
         if algorithm.uses_devices and not came.devices:
             algorithm.skip(came, plan)
             return False, plan
@@ -181,25 +172,6 @@ class Runner:
         if self.virtual is not None and star.is_cloud:
             self.virtual.combined(at.number, combine_flops, reply_bytes)
         return again, plan
-
-    def _plan(self, at: Round, place: Place) -> Sent:
-        """Send the plan of an exchange down, where there is one, and return it as it arrives."""
-        algorithm, star = self.built.algorithm, self.star
-        outline_units, made, flops = algorithm.outline_units(at), None, 0.0
-        if star.is_cloud and (outline_units or algorithm.plan_units(at)):
-            with self.clock.span("cloud", "plan"):
-                made = algorithm.plan(at)
-            flops = self.built.lab.meter.take()
-        outline = None
-        if outline_units:
-            outline = star.down("outline", outline_units, made, place, devices=at.devices)
-            algorithm.learn(outline)
-        plan_units = algorithm.plan_units(at)
-        units = None
-        if plan_units:
-            with self.clock.span("send", "plan"):
-                units = star.down("plan", plan_units, made, place, devices=at.devices)
-        return Sent(outline, units, flops)
 
     def _came(self, at: Round, inboxes: Mapping[int, Inbox], sent: Sent, outcome: Outcome) -> Round:
         """Return the round with the devices that answered in time, on every rank alike."""
@@ -237,10 +209,11 @@ class Runner:
         for device in at.devices:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), self.clock.seconds("wait")
             with self.clock.span("compute", f"device {device}"):
                 upload = self.built.algorithm.local(at, device, plan)
-            note = Note(upload.loss, time.perf_counter() - start, meter.take())
+            waited = self.clock.seconds("wait") - waited
+            note = Note(upload.loss, time.perf_counter() - start - waited, meter.take())
             units = self.built.algorithm.upload_units(at, device)
             with self.clock.span("send", "upload"):
                 self.star.report(at.devices, device, units, upload.arrays, place, note)

@@ -44,17 +44,22 @@ def mpirun() -> Path:
 
 def supervise(arguments: Sequence[str], ranks: int, threads: int, is_done: Callable[[], bool]) -> int:
     """Run `fedbench ARGUMENTS` on `ranks` ranks and return the exit code of the whole."""
-    launcher = mpirun()
-    with tempfile.TemporaryDirectory(prefix="fedbench-") as pids:
-        environment = {**LAUNCHER_ENVIRONMENT, **os.environ, PIDS_VARIABLE: pids, "OMP_NUM_THREADS": str(threads)}
-        command = [str(launcher), "-n", str(ranks), sys.executable, "-m", "fedbench", *arguments]
-        code = _watch(command, environment, Path(pids))
+    code = on_ranks("fedbench", arguments, ranks, threads)
     if code in (EXIT_USER, EXIT_STOPPED):
         return code
     if code == EXIT_OK and not is_done():
         say("the launcher ended with status 0, but there is no complete run file: the run failed.")
         return EXIT_FAILURE
     return code
+
+
+def on_ranks(module: str, arguments: Sequence[str], ranks: int, threads: int) -> int:
+    """Run `python -m MODULE ARGUMENTS` on `ranks` ranks and return the launcher's exit code; no rank outlives it."""
+    launcher = mpirun()
+    with tempfile.TemporaryDirectory(prefix="fedbench-") as pids:
+        environment = {**LAUNCHER_ENVIRONMENT, **os.environ, PIDS_VARIABLE: pids, "OMP_NUM_THREADS": str(threads)}
+        command = [str(launcher), "-n", str(ranks), sys.executable, "-m", module, *arguments]
+        return _watch(command, environment, Path(pids))
 
 
 def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -> int:

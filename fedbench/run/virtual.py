@@ -26,8 +26,8 @@ class Virtual:
         self._train_every = train_every
         self._clocks: tuple[RoundClock, ...] = ()
         self._reply_bytes = 0
-        #: Of each exchange of the last trained round: unit bytes, FLOPs of the plan and meanwhile, a device's mean FLOPs
-        #: and bytes up, FLOPs of combining.
+        #: Of each exchange of the last trained round: unit bytes and shares, FLOPs of the plan and meanwhile, a device's
+        #: mean FLOPs and bytes up, FLOPs of combining.
         self._played: list[list[Any]] = []
 
     def trains(self, number: int) -> bool:
@@ -48,6 +48,7 @@ class Virtual:
             plan_flops=counted.plan_flops,
             ahead_flops=counted.ahead_flops,
             unit_bytes=np.array(counted.unit_bytes, np.float64),
+            shares=np.array(counted.shares, np.float64),
             missed_bytes=np.array(missed, np.float64),
             reply_bytes=float(self._reply_bytes),
             flops=np.array(counted.flops, np.float64),
@@ -59,7 +60,8 @@ class Virtual:
         if self.trains(at.number):
             self._played = self._played[: at.exchange]
             means = [float(np.mean(own)) if own else 0.0 for own in (counted.flops, counted.up_bytes)]
-            self._played.append([list(counted.unit_bytes), counted.plan_flops, counted.ahead_flops, *means, 0.0])
+            plan = [list(counted.unit_bytes), list(counted.shares)]
+            self._played.append([*plan, counted.plan_flops, counted.ahead_flops, *means, 0.0])
         return np.asarray(answer <= self.scene.deadline_s)
 
     def combined(self, number: int, flops: float, reply_bytes: int) -> None:
@@ -83,20 +85,20 @@ class Virtual:
     def rehearse(self, at: Round, algorithm: Algorithm, outcome: Outcome) -> None:
         """Time a round as the last trained one was counted, on this round's devices; nothing is computed or sent."""
         for exchange, kept in enumerate(self._played):
-            unit_bytes, plan_flops, ahead_flops, flops, up_bytes, combine_flops = kept
+            unit_bytes, shares, plan_flops, ahead_flops, flops, up_bytes, combine_flops = kept
             at = at._replace(exchange=exchange)
-            units = algorithm.plan_units(at)
-            plan = tuple(unit_bytes or (unit.raw_bytes for unit in units)) if units else ()
-            count, spent = len(at.devices), plan_flops if units else 0.0
+            planned = bool(algorithm.plan_units(at))
+            plan = (tuple(unit_bytes), tuple(shares)) if planned else ((0,), (1.0,))
+            count, spent = len(at.devices), plan_flops if planned else 0.0
             outcome.told_bytes = outcome.reply_bytes
-            counted = Counted(plan, spent, ahead_flops, (flops,) * count, (round(up_bytes),) * count)
+            counted = Counted(*plan, spent, ahead_flops, (flops,) * count, (round(up_bytes),) * count)
             for slot in outcome.slots():
                 outcome.flops[slot] += flops
                 outcome.up_bytes[slot] += round(up_bytes)
             outcome.leave_out(self.answers(at, counted, outcome))
             at = at._replace(devices=outcome.in_force)
             outcome.exchanges += 1
-            outcome.plan_bytes += sum(plan)
+            outcome.plan_bytes += sum(plan[0])
             outcome.cloud_flops += spent + ahead_flops
             if algorithm.uses_devices and not at.devices:
                 break

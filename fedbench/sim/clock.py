@@ -19,13 +19,15 @@ from fedbench.sim.scene import Scene
 class Load:
     """What an exchange asks of n devices, and of the cloud before they compute and meanwhile.
 
-    `unit_bytes` [units]: the plan's units in the order in which they travel and are needed; a device's FLOPs are spent
-    behind them in proportion to their bytes. `missed_bytes` [n]: what a device fetches first, from the history that its
-    server keeps. `reply_bytes`: the last exchange's reply, from the cloud.
+    `unit_bytes` [units]: the plan's units in the order in which they travel and are needed, at least one (of 0 bytes
+    where there is no plan); `shares` [units]: those of a device's FLOPs that are spent behind each. `missed_bytes` [n]:
+    what a device fetches first, from the history that its server keeps. `reply_bytes`: the last exchange's reply, from
+    the cloud.
     """
 
     plan_flops: float
     unit_bytes: np.ndarray
+    shares: np.ndarray
     missed_bytes: np.ndarray
     reply_bytes: float
     flops: np.ndarray
@@ -87,9 +89,7 @@ class RoundClock:
             return np.empty(0)
         paths = _paths(scene, devices)
         lag = scene.latency(self.round, self.exchange, devices, up=False)
-        units = load.unit_bytes if load.unit_bytes.size else np.zeros(1)
-        whole = float(units.sum())
-        part = units / whole if whole else np.full(units.size, 1 / units.size)
+        units, whole = load.unit_bytes, float(load.unit_bytes.sum())
         compute = load.flops / scene.speeds(devices)
         hop = scene.trunk_latency_s if scene.tree else 0.0
         free = began + load.reply_bytes / paths.trunk
@@ -98,7 +98,7 @@ class RoundClock:
             free + (hop if load.reply_bytes else 0.0) + paths.seconds(paths.down, load.missed_bytes + load.reply_bytes)
         )
         arrived = pipeline.crossed(first, ready, [paths.seconds(paths.down, u) for u in units])
-        done = pipeline.makespan([x + lag for x in arrived], [p * compute for p in part])
+        done = pipeline.makespan([x + lag for x in arrived], [share * compute for share in load.shares])
         sent = paths.seconds(paths.up, load.up_bytes) + scene.latency(self.round, self.exchange, devices, up=True)
         answer = np.asarray(done + sent) - began
         stages = np.maximum(first, self.now + hop) + np.maximum(paths.seconds(paths.down, whole), compute)

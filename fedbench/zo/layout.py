@@ -14,11 +14,9 @@ from torch import nn
 
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import WireError
+from fedbench.codec.coding import TILE_ENTRIES
 from fedbench.models.cut import Cut, RowHead
 from fedbench.models.trainable import Tensor, Trainable
-
-#: Entries of a unit at most: 1 MiB as float32.
-TILE_ENTRIES = 256 * 1024
 
 #: How the names of an outline's units begin.
 _ROWS = "rows/"
@@ -116,7 +114,14 @@ class Cutting:
         found: list[Unit] = []
         for tensor in self.layout.trainable:
             for tiles in zip(*(self.tiles(j, tensor) for j in self.layout.of(tensor)), strict=True):
-                found.extend(Unit(tile.name, (tile.end - tile.first,)) for tile in tiles)
+                found.extend(Unit(tile.name, (tile.end - tile.first,), lossy=True) for tile in tiles)
+        return found
+
+    def stages(self) -> list[int]:
+        """Return the stage that reads each of the units."""
+        layout, found = self.layout, list[int]()
+        for tensor in layout.trainable:
+            found.extend(tensor.stage for j in layout.of(tensor) for _ in self.tiles(j, tensor))
         return found
 
     def cut(self, guides: Arrays) -> dict[str, np.ndarray]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fedbench.base.arrays import Arrays
+from fedbench.codec.coding import TILE_ENTRIES
 from fedbench.models.trainable import Tensor
 from fedbench.zo.kernels import cpu
-from fedbench.zo.layout import TILE_ENTRIES, Cutting, Tile, columns_of
+from fedbench.zo.layout import Cutting, Tile, columns_of
 from fedbench.zo.ranges import NOTHING, Guide, Piece
 
 #: Entries that are multiplied and added at a time where guides are mixed, so that products take little memory.

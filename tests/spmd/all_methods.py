@@ -1,7 +1,7 @@
 """Every method on the embedded task, one run after the other in one world: plain, hard, and stopped and resumed.
 
-Run as `all_methods.py DIR` on any number of ranks. Each run leaves its file under
-`DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
+Run as `all_methods.py DIR [tree]` on any number of ranks; `tree` plays the hard variant alone, stopped and resumed,
+below edges. Each run leaves its file under `DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,23 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {"plain": PLAIN, "hard": HARD, "opt": OPT, "roberta": ROBERTA}
 STOPPED = "stopped"
+TREE = "tree"
+#: How messages get on in a tree, method by method: all of it must leave no trace in the numbers.
+WAYS: tuple[dict[str, dict[str, Any]], ...] = (
+    {"comm": {"progress": "none"}, "link": {}},
+    {"comm": {"progress": "poll", "poll_interval": "100us", "chunk_bytes": 4096}, "link": {}},
+    {"comm": {"progress": "thread"}, "link": {}},
+    {
+        "comm": {"progress": "thread", "chunk_bytes": 4096},
+        "link": {"clock": "paced", "down": "1Gbit/s", "up": "500Mbit/s", "latency": "500us", "jitter": "1ms"},
+    },
+)
+
+
+def below_edges(method: str) -> dict[str, Any]:
+    """Return the hard variant in a tree of two edges."""
+    way = WAYS[sorted(METHODS).index(method) % len(WAYS)]
+    return HARD | {"comm": {**HARD["comm"], **way["comm"], "topology": "tree", "edges": 2}, "link": way["link"]}
 
 
 def job(method: str, variant: dict[str, Any], ranks: int) -> Job:
@@ -96,11 +113,13 @@ def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant
     return [first, run_one(transport, method, variant, Options(folder, resume=True))]
 
 
-def body(transport: Transport, folder: Path) -> int:
+def body(transport: Transport, folder: Path, *, tree: bool) -> int:
     """Run everything, with small splits to evaluate on, and leave this rank's verdict."""
     embedded.DEV_ROWS, embedded.TEST_ROWS = 48, 64
     codes: dict[str, dict[str, list[int]]] = {STOPPED: {}, **{name: {} for name in VARIANTS}}
-    for method in METHODS:
+    if tree:
+        codes = {TREE: {m: stopped_and_resumed(transport, m, folder / TREE, below_edges(m)) for m in METHODS}}
+    for method in METHODS if not tree else ():
         for name, variant in VARIANTS.items():
             codes[name][method] = [run_one(transport, method, variant, Options(folder / name))]
         codes[STOPPED][method] = stopped_and_resumed(transport, method, folder / STOPPED)
@@ -111,7 +130,9 @@ def body(transport: Transport, folder: Path) -> int:
 def main() -> int:
     """Enter the world that there is and run everything in it."""
     transport = launch.enter(None)
-    return launch.guard(transport, lambda: body(transport, Path(sys.argv[1])), lambda: "all methods")
+    return launch.guard(
+        transport, lambda: body(transport, Path(sys.argv[1]), tree=TREE in sys.argv[2:]), lambda: "all methods"
+    )
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from fedbench.base.records import DEVICE_COLUMNS, ROUND_COLUMNS, Run
 from fedbench.results import reader
 from fedbench.run.build import METHODS
 
-from all_methods import HARD, ROUNDS, STOP_ROUND, STOPPED, VARIANTS, job  # isort: skip
+from all_methods import HARD, ROUNDS, STOP_ROUND, STOPPED, TREE, VARIANTS, below_edges, job  # isort: skip
 
 pytestmark = pytest.mark.spmd
 
 SCRIPT = Path(__file__).with_name("all_methods.py")
 RANKS = (1, 2, 4)
+#: Two edges with a rank each, with two or three each.
+TREE_RANKS = (pytest.param(5, id="5"), pytest.param(8, id="8", marks=pytest.mark.slow))
 MPICH_VARIABLE = "FEDBENCH_MPICH_PYTHON"
 
 #: Times, and what depends on the number of ranks by its nature; everything else is compared.
@@ -33,17 +35,25 @@ LOGICAL_DEVICES = [name for name, column in DEVICE_COLUMNS.items() if column.uni
 Read = Callable[[int, str, str], Run]
 
 
-def play(ranks: int, folder: Path, python: str = sys.executable, extra: dict[str, str] | None = None) -> Path:
+def play(
+    ranks: int,
+    folder: Path,
+    python: str = sys.executable,
+    extra: dict[str, str] | None = None,
+    *,
+    tree: bool = False,
+) -> Path:
     """Run all methods on `ranks` ranks and check every rank's verdict."""
     folder.mkdir(parents=True)
-    words = [python, str(SCRIPT), str(folder)]
+    words = [python, str(SCRIPT), str(folder), *([TREE] if tree else [])]
     command = words if ranks == 1 else mpi.mpirun(ranks, *words, python=python)
     ended = mpi.run(command, folder / "log", extra, deadline_s=120 + 30 * len(METHODS))
     assert ended.code == 0, ended.told()
     assert not ended.left, ended.told()
     assert len(list(folder.glob("verdict.*.json"))) == ranks
-    expected = {name: {method: [EXIT_OK] for method in METHODS} for name in VARIANTS}
-    expected[STOPPED] = {method: [EXIT_STOPPED, EXIT_OK] for method in METHODS}
+    resumed = {method: [EXIT_STOPPED, EXIT_OK] for method in METHODS}
+    straight = {name: {method: [EXIT_OK] for method in METHODS} for name in VARIANTS}
+    expected = {TREE: resumed} if tree else {**straight, STOPPED: resumed}
     for rank in range(ranks):
         assert json.loads((folder / f"verdict.{rank}.json").read_text()) == expected, f"rank {rank}\n{ended.told()}"
     return folder
@@ -51,7 +61,8 @@ def play(ranks: int, folder: Path, python: str = sys.executable, extra: dict[str
 
 def read(folder: Path, ranks: int, variant: str, method: str) -> Run:
     """Return the run file of one method."""
-    name = job(method, VARIANTS.get(variant, HARD), ranks).run_id
+    tree = below_edges(method) if variant == TREE else HARD
+    name = job(method, VARIANTS.get(variant, tree), ranks).run_id
     return reader.read(folder / variant / "runs" / f"{name}.h5")
 
 
@@ -72,12 +83,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Read:
     """Run everything once per number of ranks; return run files by ranks, variant and method."""
     mpi.launcher()
     folder = tmp_path_factory.mktemp("all_methods")
-    played: dict[int, Path] = {}
+    played: dict[tuple[int, bool], Path] = {}
 
     def one(ranks: int, variant: str, method: str) -> Run:
-        if ranks not in played:
-            played[ranks] = play(ranks, folder / str(ranks))
-        return read(played[ranks], ranks, variant, method)
+        key = ranks, variant == TREE
+        if key not in played:
+            played[key] = play(ranks, folder / f"{variant if key[1] else 'star'}-{ranks}", tree=key[1])
+        return read(played[key], ranks, variant, method)
 
     return one
 
@@ -102,6 +114,20 @@ def test_resume_equals_the_straight_run(runs: Read, ranks: int, method: str) -> 
     # The second process played the later rounds alone: its spans begin after the stop.
     assert set(straight.spans["round"]) >= set(range(ROUNDS))
     assert resumed.spans["round"][resumed.spans["round"] >= 0].min() == STOP_ROUND + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ranks", TREE_RANKS)
+def test_edges_progress_and_links_change_no_bit(runs: Read, ranks: int, method: str) -> None:
+    """A tree that was stopped and resumed equals the straight run of one process, but for what its edges fetched."""
+    alone, tree = runs(1, "hard", method), runs(ranks, TREE, method)
+    assert tree.summary.ranks == ranks
+    edges = np.array(tree.rounds["edge_bytes"])
+    assert (edges[1:] > 0).all() == (method != "public_only")
+    assert (alone.rounds["edge_bytes"] == 0).all()
+    np.testing.assert_array_equal(edges % 2, 0)
+    tree.rounds["edge_bytes"][:] = 0
+    assert_same(tree, alone)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -126,7 +126,7 @@ def late_rank_is_named(t: Transport) -> None:
 
 def late_device_is_named(t: Transport) -> None:
     """The star names the devices that have not reported, with their ranks."""
-    star = Star(t, frame.RAW, 0.4 if t.rank == 0 else DEADLINE_S, Clock())
+    star = Star(t, 0.4 if t.rank == 0 else DEADLINE_S, Clock())
     units, place, devices = [Unit("scalars", (3,))], Place(5, 0, -1, 0), (0, 1, 2)
     inboxes = star.expect(devices, lambda _: units, place)
 
@@ -177,7 +177,7 @@ def other_tag_is_never_taken(t: Transport) -> None:
 
 def stale_frame_is_refused(t: Transport) -> None:
     """A frame of another round is refused with both numbers and the sender's name."""
-    star = Star(t, frame.RAW, DEADLINE_S, Clock())
+    star = Star(t, DEADLINE_S, Clock())
     units = [Unit("reply", (4,))]
     sent = {"reply": np.arange(4, dtype=np.float32)} if t.rank == 0 else None
     inbox = star.down("reply", units, sent, Place(7 if t.rank == 0 else 8, 0, -1, 0))
@@ -189,8 +189,8 @@ def stale_frame_is_refused(t: Transport) -> None:
 
 def star_round_trip(t: Transport) -> None:
     """Down to all and up from all, raw and LZ4, with more devices than ranks, in device order."""
-    for codec in (frame.RAW, frame.LZ4):
-        star = Star(t, codec, DEADLINE_S, Clock())
+    for lz4 in (False, True):
+        star = Star(t, DEADLINE_S, Clock(), lz4=lz4)
         units = [Unit("a", (300, 7)), Unit("b", (1,), "<i8"), Unit("empty", (0,))]
         devices = tuple(range(7))
         for round_ in range(6):
@@ -217,7 +217,7 @@ def star_round_trip(t: Transport) -> None:
 
 def gather_from_ranks(t: Transport) -> None:
     """Rank 0 gets what every other rank says of itself."""
-    star = Star(t, frame.RAW, DEADLINE_S, Clock())
+    star = Star(t, DEADLINE_S, Clock())
     mine = {"x": np.full(3, 10 * t.rank, np.float32)}
     found = star.gather_from_ranks([Unit("x", (3,))], mine, Place(0, 0, -1, 0), frame.NO_NOTE)
     assert {rank: float(inbox["x"][0]) for rank, inbox in found.items()} == ({1: 10.0, 2: 20.0} if t.rank == 0 else {})
@@ -227,7 +227,7 @@ def gather_from_ranks(t: Transport) -> None:
 def open_message_is_an_error(t: Transport) -> None:
     """A message that nobody meets is found at the end."""
     if t.rank == 0:
-        star = Star(t, frame.RAW, 0.2, Clock())
+        star = Star(t, 0.2, Clock())
         request = t.receive(np.empty(1, np.uint8), 1, 9)
         assert "1 messages are still open" in refused(star.finish)
     t.agree([0], DEADLINE_S, "see the error")
@@ -312,11 +312,11 @@ def crash(t: Transport) -> None:
 
 def flipped_bit(t: Transport) -> None:
     """A damaged frame."""
-    star = Star(t, frame.RAW, DEADLINE_S, Clock())
+    star = Star(t, DEADLINE_S, Clock())
     units, place = [Unit("scalars", (3,))], Place(0, 0, -1, 0)
     inboxes = star.expect((0,), lambda _: units, place)
     if t.rank == 1:
-        packed = frame.pack(np.ones(3, np.float32), units[0], place._replace(device=0), frame.RAW).frame.copy()
+        packed = frame.pack(np.ones(3, np.float32), units[0], place._replace(device=0)).frame.copy()
         packed[-1] ^= 1
         t.wait([t.send(packed, 0, star._tag(1, 0))], DEADLINE_S, unanswered)
     if t.rank == 0:

@@ -62,6 +62,7 @@ def load(devices: int, units: int = 1, **changes: Any) -> Load:
     told: dict[str, Any] = {
         "plan_flops": 2e7,
         "unit_bytes": np.full(units, 4e6 / units),
+        "shares": np.full(units, 1 / units),
         "missed_bytes": np.zeros(devices),
         "reply_bytes": 0.0,
         "flops": np.full(devices, 2e6),
@@ -74,7 +75,7 @@ def load(devices: int, units: int = 1, **changes: Any) -> Load:
 BY_HAND: list[tuple[str, dict[str, Any], int, dict[str, Any], float]] = [
     ("one unit: nothing overlaps", {}, 1, {}, 2 + 4 + 2 + 2 + 0.5),
     ("four units: compute hides but for the last", {}, 1, {"units": 4}, 2 + 4 + 0.5 + 2 + 0.5),
-    ("no plan: compute and send", {}, 1, {"unit_bytes": np.empty(0), "plan_flops": 0.0}, 2 + 2 + 0.5),
+    ("no plan: compute and send", {}, 1, {"unit_bytes": np.zeros(1), "plan_flops": 0.0}, 2 + 2 + 0.5),
     ("missed rounds come while the cloud computes", {}, 1, {"missed_bytes": np.full(1, 1e6)}, 2 + 4 + 2 + 2 + 0.5),
     ("and delay the plan where they take longer", {}, 1, {"missed_bytes": np.full(1, 5e6)}, 5 + 4 + 2 + 2 + 0.5),
     ("the last reply comes first", {}, 1, {"reply_bytes": 3e6, "plan_flops": 0.0}, 3 + 4 + 2 + 2 + 0.5),
@@ -98,7 +99,7 @@ BY_HAND: list[tuple[str, dict[str, Any], int, dict[str, Any], float]] = [
         "an edge keeps the history",
         {"trunk_bit_s": 8e6, "tree": True, "edges": 4},
         4,
-        {"missed_bytes": np.full(4, 2e6), "unit_bytes": np.empty(0), "plan_flops": 0.0},
+        {"missed_bytes": np.full(4, 2e6), "unit_bytes": np.zeros(1), "plan_flops": 0.0},
         2 + 0.25 + 2 + 2 + 0.25 + 4,
     ),
     ("a deadline that nobody misses is none", {"deadline_s": 10.5}, 1, {}, 10.5),
@@ -145,10 +146,11 @@ def test_no_round_beats_its_bound(seed: int) -> None:
         "edges": 3,
     }
     clock, count = RoundClock(scene(**changes), seed), int(stream.integers(1, 20))
-    devices, units = np.sort(stream.choice(100, count, replace=False)), int(stream.integers(0, 6))
+    devices, units = np.sort(stream.choice(100, count, replace=False)), int(stream.integers(1, 6))
     for exchange in range(3):
         more = {
             "unit_bytes": stream.exponential(1e6, units),
+            "shares": stream.dirichlet(np.ones(units)),
             "missed_bytes": stream.exponential(1e6, count) * (exchange == 0),
             "reply_bytes": 1e5 * exchange,
             "flops": stream.exponential(3e6, count),

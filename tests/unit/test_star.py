@@ -10,20 +10,21 @@ import pytest
 from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
-from fedbench.codec.frame import HEADER_BYTES, LZ4, RAW, Note, Place
+from fedbench.codec.codecs import CODECS, RAW
+from fedbench.codec.frame import HEADER_BYTES, Note, Place
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
 
 from hub import Hub, Rank  # isort: skip
 
-CODECS = pytest.mark.parametrize("codec", [RAW, LZ4], ids=["raw", "lz4"])
+LZ4 = pytest.mark.parametrize("lz4", [False, True], ids=["plain", "lz4"])
 PLAN = [Unit("layer.0", (40, 8)), Unit("layer.1", (7,)), Unit("layer.2", (512,))]
 SCALARS = [Unit("scalars", (2,))]
 DEVICES = (1, 4, 5)
 
 
-def alone(codec: int = RAW) -> Star:
-    return Star(Loopback(), codec, 5.0, Clock())
+def alone(*, lz4: bool = False) -> Star:
+    return Star(Loopback(), 5.0, Clock(), lz4=lz4)
 
 
 def plan(seed: int) -> dict[str, np.ndarray]:
@@ -36,9 +37,9 @@ def report(star: Star, device: int, value: float, place: Place) -> None:
     star.report(DEVICES, device, SCALARS, upload, place, Note(value, 0.5, 3e6))
 
 
-@CODECS
-def test_rounds_of_three_moves_bring_every_array_in_device_order(codec: int) -> None:
-    star = alone(codec)
+@LZ4
+def test_rounds_of_three_moves_bring_every_array_in_device_order(lz4: bool) -> None:
+    star = alone(lz4=lz4)
     for number, exchange in itertools.product(range(3), range(2)):
         place = Place(number, exchange, -1, 0)
         sent = plan(10 * number + exchange)
@@ -62,9 +63,9 @@ def test_rounds_of_three_moves_bring_every_array_in_device_order(codec: int) -> 
     star.finish()
 
 
-@CODECS
-def test_a_plan_outlives_the_messages_of_other_channels(codec: int) -> None:
-    star = alone(codec)
+@LZ4
+def test_a_plan_outlives_the_messages_of_other_channels(lz4: bool) -> None:
+    star = alone(lz4=lz4)
     first = plan(1)
     kept = star.down("plan", PLAN, first, Place(0, 0, -1, 0))
     views = {name: kept[name] for name in list(kept)[:1]}
@@ -94,7 +95,7 @@ def test_the_next_message_of_a_channel_takes_its_buffers() -> None:
 
 
 def test_lz4_units_are_decoded_when_asked_for_and_few_are_kept() -> None:
-    star = alone(LZ4)
+    star = alone(lz4=True)
     units = [Unit(f"layer.{index}", (256,)) for index in range(5)]
     sent = {unit.name: np.full(256, index, np.float32) for index, unit in enumerate(units)}
     inbox = star.down("plan", units, sent, Place(0, 0, -1, 0))
@@ -105,8 +106,27 @@ def test_lz4_units_are_decoded_when_asked_for_and_few_are_kept() -> None:
         assert inbox[name] is array, "the latest is kept"
         assert not inbox._views
     assert 0 < inbox.coded_bytes < sum(unit.raw_bytes for unit in units)
-    raw = alone(RAW).down("plan", units, sent, Place(0, 0, -1, 0))
+    raw = alone().down("plan", units, sent, Place(0, 0, -1, 0))
     assert raw.coded_bytes == sum(unit.raw_bytes for unit in units)
+
+
+def test_coded_units_are_the_same_on_all_ranks_and_as_large_as_their_codecs_say() -> None:
+    hub = Hub(3)
+    stars = [Star(Rank(hub, rank), 5.0, Clock()) for rank in range(3)]
+    names = ["int4", "sign", "topk", "raw", "int8"]
+    units = [Unit(name, (40, 50), lossy=True) for name in names[:-1]] + [Unit("int8", (2000,))]
+    sent = {unit.name: np.random.default_rng(9).standard_normal(unit.shape).astype(np.float32) for unit in units}
+    codecs = [CODECS[name] for name in names]
+    place = Place(0, 0, -1, 0)
+    boxes = [star.down("plan", units, sent if star.is_cloud else None, place, codecs=codecs) for star in stars[::-1]]
+    sizes = [codec.coded_bytes(2000) for codec in [*codecs[:-1], RAW]]  # the last unit must arrive to the bit
+    for inbox in boxes:
+        assert inbox.coded_bytes == sum(sizes)
+        for name in names:
+            assert inbox[name].tobytes() == boxes[-1][name].tobytes()
+            assert (inbox[name].tobytes() == sent[name].tobytes()) == (name in ("raw", "int8"))
+            assert set(inbox._views) <= {"raw", "int8"}, "a decoded copy was kept beside the latest"
+    assert [inbox._frames[0][0].size for inbox in boxes[:2]] == 2 * [HEADER_BYTES + sizes[0]]
 
 
 def test_devices_that_sent_nothing_are_all_named() -> None:
@@ -179,10 +199,10 @@ def test_a_cloud_without_a_plan_and_units_out_of_turn_are_refused() -> None:
         inbox["layer.9"]
 
 
-@CODECS
-def test_three_ranks_see_the_same_arrays_and_the_cloud_their_order(codec: int) -> None:
+@LZ4
+def test_three_ranks_see_the_same_arrays_and_the_cloud_their_order(lz4: bool) -> None:
     hub = Hub(3)
-    stars = [Star(Rank(hub, rank), codec, 5.0, Clock()) for rank in range(3)]
+    stars = [Star(Rank(hub, rank), 5.0, Clock(), lz4=lz4) for rank in range(3)]
     assert [star.host_of(device) for star in stars[:1] for device in range(5)] == [1, 2, 1, 2, 1]
     for number in range(3):
         place = Place(number, 0, -1, 0)
@@ -205,7 +225,7 @@ def test_three_ranks_see_the_same_arrays_and_the_cloud_their_order(codec: int) -
 
 def test_the_hosts_of_missing_devices_are_named() -> None:
     hub = Hub(3)
-    stars = [Star(Rank(hub, rank), RAW, 5.0, Clock()) for rank in range(3)]
+    stars = [Star(Rank(hub, rank), 5.0, Clock()) for rank in range(3)]
     place = Place(0, 0, -1, 0)
     inboxes, *_ = [star.expect(DEVICES, lambda _: SCALARS, place) for star in stars]
     report(stars[1], 4, 0.0, place)  # device 4 lives on rank 1, devices 1 and 5 on rank 2
@@ -215,7 +235,7 @@ def test_the_hosts_of_missing_devices_are_named() -> None:
 
 def test_ranks_report_of_themselves() -> None:
     hub = Hub(3)
-    stars = [Star(Rank(hub, rank), RAW, 5.0, Clock()) for rank in range(3)]
+    stars = [Star(Rank(hub, rank), 5.0, Clock()) for rank in range(3)]
     units = [Unit("memory", (2,), "<i8")]
     tables = []
     for star in reversed(stars):  # the cloud comes last: its receives would wait otherwise

@@ -74,7 +74,7 @@ class Tiny:
     def __init__(self, built: Built) -> None:
         self.built = built
         self.clock = Clock()
-        self.star = Star(Loopback(), built.job.codec, 5.0, self.clock)
+        self.star = Star(Loopback(), 5.0, self.clock, lz4=built.job.config.comm.lz4)
         self.runner = Runner(built, self.star, self.clock)
         self.metrics = Metrics(built, self.runner, self.clock)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.ckpt import Checkpoint, Store
 from fedbench.run.outcome import Outcome
@@ -33,6 +35,7 @@ class SaveCheckpoint:
         built, runner = self._runner.built, self._runner
         arrays = {f"weights/{t.name}": t.values() for t in built.trainable}
         arrays |= {f"method/{name}": array for name, array in built.algorithm.state().items()}
+        arrays |= {f"coder/{name}": array for name, array in runner.plans.coder.state().items()}
         state: dict[str, Any] = {
             "next_round": runner.next_round,
             "trajectory": runner.trajectory.digest.hex(),
@@ -45,8 +48,12 @@ def take_up(checkpoint: Checkpoint, runner: Runner, metrics: Metrics) -> None:
     """Put a run on rank 0 where its checkpoint was made."""
     for tensor in runner.built.trainable:
         tensor.assign(checkpoint.arrays[f"weights/{tensor.name}"])
-    method = {k.removeprefix("method/"): v for k, v in checkpoint.arrays.items() if k.startswith("method/")}
-    runner.built.algorithm.restore(method)
+    runner.built.algorithm.restore(_part("method/", checkpoint))
+    runner.plans.coder.restore(_part("coder/", checkpoint))
     runner.next_round = int(checkpoint.state["next_round"])
     runner.trajectory.digest = bytes.fromhex(checkpoint.state["trajectory"])
     metrics.restore(dict(checkpoint.state["metrics"]))
+
+
+def _part(prefix: str, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): a for name, a in checkpoint.arrays.items() if name.startswith(prefix)}

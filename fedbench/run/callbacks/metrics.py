@@ -43,6 +43,7 @@ class Metrics:
         self._config = built.job.config
         self.rows: list[dict[str, float]] = []
         self.device_rows: list[dict[str, Sequence[float]]] = []
+        self.codec_rows: list[tuple[int, str, float]] = []
         self.probe_accuracy: float | None = None
         self.traffic = runner.traffic
         self._scalars = self._zeros = 0
@@ -109,6 +110,7 @@ class Metrics:
                 "sim_energy_j": outcome.energy_j,
             }
         )
+        self.codec_rows += [(outcome.number, unit, bits) for unit, bits in outcome.bits]
         target = self._config.run.target_accuracy
         reached = target is not None and row.get("dev_accuracy", 0.0) >= target
         return reached and self._config.run.stop_at_target
@@ -118,6 +120,7 @@ class Metrics:
         return {
             "rows": self.rows,
             "device_rows": self.device_rows,
+            "codec_rows": self.codec_rows,
             "probe_accuracy": self.probe_accuracy,
             "traffic": self.traffic.state(),
             "zeros": [self._zeros, self._scalars],
@@ -127,6 +130,7 @@ class Metrics:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
         self.rows, self.device_rows = state["rows"], state["device_rows"]
+        self.codec_rows = [(number, unit, bits) for number, unit, bits in state["codec_rows"]]
         self.probe_accuracy = state["probe_accuracy"]
         self.traffic.restore(state["traffic"])
         self._zeros, self._scalars = state["zeros"]

@@ -1,0 +1,121 @@
+"""Plans on their way down: made by the cloud, announced, coded, and what the choice of their codecs learns from them.
+
+It knows no round: the runner says when a plan is due, and what an exchange took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fedbench.algorithms.base import Round
+from fedbench.base.arrays import Arrays, Unit
+from fedbench.base.clock import Clock
+from fedbench.base.errors import WireError
+from fedbench.codec.codecs import by_id
+from fedbench.codec.coding import Codec
+from fedbench.codec.feedback import PlanCoder
+from fedbench.codec.frame import Place
+from fedbench.comm.inbox import Inbox
+from fedbench.comm.topology import Topology
+from fedbench.run.adapt import chooser_of
+from fedbench.run.build import Built
+from fedbench.run.outcome import Outcome, Sent, Trajectory
+
+
+class Plans:
+    """One rank's part in sending plans."""
+
+    def __init__(self, built: Built, star: Topology, clock: Clock, trajectory: Trajectory) -> None:
+        self._built = built
+        self._star = star
+        self._clock = clock
+        self._trajectory = trajectory
+        self._chooser = chooser_of(built)
+        self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
+
+    def send(self, at: Round, place: Place, outcome: Outcome) -> Sent:
+        """Send the plan of an exchange down, where there is one, and return it as it arrives."""
+        algorithm, star = self._built.algorithm, self._star
+        outline_units, made, flops = algorithm.outline_units(at), None, 0.0
+        if star.is_cloud and (outline_units or algorithm.plan_units(at)):
+            with self._clock.span("cloud", "plan"):
+                made = algorithm.plan(at)
+            flops = self._built.lab.meter.take()
+        ahead: list[Inbox] = []
+        if outline_units:
+            ahead.append(star.down("outline", outline_units, made, place, devices=at.devices))
+            algorithm.learn(ahead[0])
+        units = algorithm.plan_units(at)
+        if not units:
+            return Sent(tuple(ahead), None, flops)
+        if made is not None:
+            with self._clock.span("cloud", "feedback"):
+                made = self.coder.prepare(units, made, algorithm.plan_sign(at))
+        codecs = self._codecs(at, units, made, place, outcome, ahead)
+        with self._clock.span("send", "plan"):
+            inbox = star.down("plan", units, made, place, devices=at.devices, codecs=codecs)
+        self.coder.settle(inbox)
+        return Sent(tuple(ahead), inbox, flops, shares=tuple(self._shares(at, units)))
+
+    def observe(self, sent: Sent, uploads: Mapping[int, Inbox], exchange_s: float) -> None:
+        """Let an adaptive choice learn how long an exchange with a plan took, where it rests on that."""
+        if self._chooser is not None and sent.units is not None:
+            notes = [inbox.note for inbox in uploads.values()]
+            self._chooser.rates.observe(
+                sent.units.coded_bytes, exchange_s, [note.compute_s for note in notes], [note.flops for note in notes]
+            )
+
+    def _codecs(
+        self,
+        at: Round,
+        units: Sequence[Unit],
+        made: Arrays | None,
+        place: Place,
+        outcome: Outcome,
+        ahead: list[Inbox],
+    ) -> Sequence[Codec]:
+        """Return the codec of each unit of a plan; chosen ones are told to all ranks first, and join the trajectory."""
+        if self._chooser is None or not any(unit.lossy for unit in units):
+            return self.coder.codecs(units)
+        choice = None
+        if made is not None:
+            with self._clock.span("cloud", "choose"):
+                chosen = self._chooser.choose(at, units, made)
+            choice = {"codecs": np.array([codec.id for codec in chosen], np.uint8)}
+            outcome.bits += [(unit.name, codec.bits) for unit, codec in zip(units, chosen, strict=True)]
+            self._trajectory.join(b"codecs", choice["codecs"].data)
+        told = self._star.down("codecs", [Unit("codecs", (len(units),), "|u1")], choice, place, devices=at.devices)
+        ahead.append(told)
+        codecs = [by_id(int(number)) for number in told["codecs"]]
+        if None in codecs:
+            raise WireError(
+                f"The cloud chose codecs of numbers {sorted(set(told['codecs'].tolist()))}; some are unknown."
+            )
+        return [codec for codec in codecs if codec is not None]
+
+    def _shares(self, at: Round, units: Sequence[Unit]) -> Iterator[float]:
+        """Yield the share of a device's compute before it reads the plan, and then behind each unit.
+
+        A stage's FLOPs are those behind its own units, by their entries; those of a stage without units go to the next
+        one that has some, or to the last unit.
+        """
+        algorithm, cut = self._built.algorithm, self._built.cut
+        shape = (
+            self._built.job.config.federation.batch_size,
+            max(1, round(float(self._built.splits.public.lengths.mean()))),
+        )
+        before = algorithm.flops_before_plan(*shape)
+        stages, entries = np.array(algorithm.plan_stages(at)), np.array([unit.entries for unit in units], np.float64)
+        behind, carried = np.zeros(len(units)), 0.0
+        for stage in range(cut.stages):
+            carried += algorithm.sides * cut.stage_flops(stage, *shape)
+            own = stages == stage
+            if own.any():
+                behind[own] = carried * entries[own] / entries[own].sum()
+                carried = 0.0
+        behind[-1] += carried
+        total = before + behind.sum()
+        yield before / total
+        yield from (behind / total).tolist()
