@@ -56,7 +56,9 @@ class Plans:
         codecs = self._codecs(at, units, made, place, outcome, ahead)
         with self._clock.span("send", "plan"):
             inbox = star.down("plan", units, made, place, devices=at.devices, codecs=codecs)
-        self.coder.settle(inbox)
+        if made is not None:
+            with self._clock.span("cloud", "feedback"):
+                self.coder.settle(inbox)
         return Sent(tuple(ahead), inbox, flops, shares=tuple(self._shares(at, units)))
 
     def observe(self, sent: Sent, uploads: Mapping[int, Inbox], exchange_s: float) -> None:
