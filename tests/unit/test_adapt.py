@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tinyruns import Tiny, make, same, weights
 
+from fedbench.base.errors import ConfigError
 from fedbench.codec.allocate import LADDER
 from fedbench.run.adapt import Rates
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
@@ -107,3 +108,26 @@ def test_measured_rates_follow_the_exchanges() -> None:
     assert rates.bit_s > 8e6, "nobody waited: it carries more"
     nominal.observe(1_000_000, 2.0, [1.0], [3e9])
     assert nominal.bit_s == 1e6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("codec", ["raw", "int4"])
+def test_a_guide_that_is_sent_again_has_the_same_bits_and_is_charged_each_time(method: str, codec: str) -> None:
+    changes = ADAPTIVE | {"comm.codec": codec, "federation.local_steps": 2, "run.rounds": 2}
+    keeping, resending = (
+        Tiny(make(method, changes | {"comm.guide_reuse": reuse}, evaluated=4)) for reuse in ("keep", "resend")
+    )
+    for tiny in (keeping, resending):
+        tiny.run()
+    assert same(weights(keeping.built.trainable), weights(resending.built.trainable))
+    assert keeping.runner.trajectory.digest == resending.runner.trajectory.digest
+    for kept, sent in zip(keeping.metrics.rows[1:], resending.metrics.rows[1:], strict=True):
+        again = sent["downlink_bytes"] - kept["downlink_bytes"]
+        outline = kept["kept_bytes"] - again / 3
+        assert 0 < outline < 2000, "two exchanges, probe and update in each: sent once and then three times again"
+        assert sent["kept_bytes"] == 0
+
+
+def test_a_stale_guide_is_never_sent_again() -> None:
+    with pytest.raises(ConfigError, match="guide_every = 1"):
+        make("cooperllm", ADAPTIVE | {"comm.guide_reuse": "resend", "method.cooperllm.guide_every": 2})
