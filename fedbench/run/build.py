@@ -242,5 +242,6 @@ def _lab(
         public=public,
         public_rows=public_rows,
         guide_lag=c.comm.guide_lag,
+        guide_reuse=c.comm.guide_reuse,
         kept=Kept,
     )

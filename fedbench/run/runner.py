@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class Outcome:
     compute_s: list[float] = field(default_factory=list)
     up_bytes: list[int] = field(default_factory=list)
     plan_bytes: int = 0
+    resent_bytes: int = 0
     reply_bytes: int = 0
     wire_bytes: int = 0
     cloud_flops: float = 0.0
@@ -89,6 +90,14 @@ def weights_sha256(trainable: Trainable) -> str:
     return digest.hexdigest()
 
 
+class _Sent(NamedTuple):
+    """A plan as it was sent: its units, their codecs and, on the cloud, their values."""
+
+    units: Sequence[Unit]
+    made: Arrays | None
+    codecs: Sequence[Codec]
+
+
 class Runner:
     """One rank's part in a run."""
 
@@ -100,6 +109,8 @@ class Runner:
         self.chooser = chooser_of(built)
         self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
         self.next_round = 0
+        self._keeps = built.job.config.comm.guide_reuse == "keep"
+        self._sent: _Sent | None = None
 
     def run(self, observers: Sequence[Observer], wants_to_stop: Callable[[], bool]) -> str:
         """Play rounds until the last one, the target or an agreed stop; return `rounds`, `target` or `stopped`."""
@@ -151,7 +162,7 @@ class Runner:
         place = Place(at.number, at.exchange, -1, 0)
         start = time.perf_counter()
         inbox = self._plan(at, place, outcome)
-        plan = plan if inbox is None else inbox
+        plan = inbox if inbox is not None else self._again(at, plan, place, outcome)
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
             self._compute(at, plan, place)
@@ -172,6 +183,7 @@ class Runner:
         reply_units = algorithm.reply_units(at)
         if not reply_units:
             return again, plan
+        plan = self._again(at, plan, place, outcome)
         answered = star.down("reply", reply_units, reply, place, Note(again=again), at.devices)
         again = answered.note.again
         with clock.span("apply"):
@@ -200,6 +212,17 @@ class Runner:
         codecs = self._codecs(at, plan_units, made, place, outcome)
         inbox = star.down("plan", plan_units, made, place, devices=at.devices, codecs=codecs)
         self.coder.settle(inbox)
+        self._sent = _Sent(plan_units, made, codecs)
+        return inbox
+
+    def _again(self, at: Round, plan: Arrays, place: Place, outcome: Outcome) -> Arrays:
+        """Return the plan in force: sent once more where devices don't keep guides, else the one that they have."""
+        sent = self._sent
+        if self._keeps or sent is None or not any(unit.lossy for unit in sent.units):
+            return plan
+        inbox = self.star.down("plan", sent.units, sent.made, place, devices=at.devices, codecs=sent.codecs)
+        if self.star.is_cloud:
+            outcome.resent_bytes += inbox.coded_bytes
         return inbox
 
     def _codecs(

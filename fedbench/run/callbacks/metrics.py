@@ -60,6 +60,7 @@ class Metrics:
         """Add the row of a round; return whether the target is reached and the job stops there."""
         self._guard(outcome)
         downs = self.traffic.round(outcome.number, outcome.devices, outcome.plan_bytes, outcome.reply_bytes)
+        downs = [bytes_ + outcome.resent_bytes for bytes_ in downs]
         seconds = self._clock.seconds
         row: dict[str, float] = {
             "round": outcome.number,
@@ -72,6 +73,7 @@ class Metrics:
             "uplink_bytes": _whole_mean(outcome.up_bytes),
             "downlink_bytes": _whole_mean(downs),
             "edge_bytes": self.traffic.to_edges(),
+            "kept_bytes": self._kept(outcome),
             "wire_bytes": outcome.wire_bytes,
             "device_flops": _mean(outcome.flops, 0.0),
             "cloud_flops": outcome.cloud_flops,
@@ -134,6 +136,12 @@ class Metrics:
             "test_accuracy": test_accuracy,
             "eval_s": self._clock.seconds("evaluate"),
         }
+
+    def _kept(self, outcome: Outcome) -> int:
+        """Return the bytes of the coded guide that a device keeps: of this round, or the last one that brought any."""
+        if self._config.comm.guide_reuse == "resend" or not self._built.algorithm.keeps_plan:
+            return 0
+        return outcome.plan_bytes or int(self.rows[-1].get("kept_bytes", 0))
 
     def _slowest(self, outcome: Outcome) -> float:
         """Return the longest compute of a rank: its devices one after the other."""
