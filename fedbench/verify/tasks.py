@@ -143,6 +143,9 @@ def _variant(name: str, method: str, cost: float = 1.0, **settings: Any) -> Arm:
     return Arm(name, {"method.name": method, **{f"method.{key}": value for key, value in settings.items()}}, cost)
 
 
+#: Arms of text beside those with a guide; FedSPZO (B1) is also cooperllm_plus without one.
+_ON_TEXT = ("fedmezo", "fedspzo", "fedavg")
+
 #: The arms of every task with a cloud that has public rows.
 _GUIDED_ARMS = (
     *_plain("cooperllm", "cooperllm_plus", "public_only"),
@@ -199,8 +202,8 @@ POOR = Task(
     same_as=EMBEDDED,
     same_arms=BLIND,
 )
-_TEXT_ARMS = (*_GUIDED_ARMS, *_plain("fedmezo", "fedspzo", "fedavg"))
-TREC = Task("trec", "trec", _TEXT_ARMS, full=Scale(_SEEDS[:3], 60, 5))
-SST2 = Task("sst2", "sst2", _TEXT_ARMS, full=Scale(_SEEDS[:3], 20, 5))
+_TEXT_ARMS = (*_GUIDED_ARMS, *_plain(*_ON_TEXT))
+TREC = Task("trec", "trec", _TEXT_ARMS, full=Scale(_SEEDS[:3], 40, 5, guided_first=4))
+SST2 = Task("sst2", "sst2", _TEXT_ARMS, full=Scale(_SEEDS[:3], 20, 10, guided_first=2))
 
 MEMORY = (Shape("opt-125m", 16, 256), Shape("opt-125m", 8, 64, quick=True))
