@@ -318,7 +318,7 @@ def flipped_bit(t: Transport) -> None:
     if t.rank == 1:
         packed = frame.pack(np.ones(3, np.float32), units[0], place._replace(device=0)).frame.copy()
         packed[-1] ^= 1
-        t.wait([t.send(packed, 0, star._tag(1, 0))], DEADLINE_S, unanswered)
+        t.wait([t.send(packed, 0, star._frames.tag(1, 0))], DEADLINE_S, unanswered)
     if t.rank == 0:
         star.gather(inboxes)
         print(inboxes[0]["scalars"])

@@ -14,7 +14,7 @@ from fedbench.base.clock import Clock
 from fedbench.base.errors import ConfigError
 from fedbench.base.job import CommSection, LinkSection
 from fedbench.base.link import Link
-from fedbench.codec.frame import HEADER_BYTES, RAW, Note, Place
+from fedbench.codec.frame import HEADER_BYTES, Note, Place
 from fedbench.comm.base import Request
 from fedbench.comm.connect import connect
 from fedbench.comm.loopback import Loopback
@@ -91,7 +91,7 @@ def test_an_outbox_starts_what_is_due_in_order() -> None:
 
 def paced_stars(clock: Ticks, size: int = 3) -> list[Star]:
     hub = Hub(size)
-    return [Star(Rank(hub, rank), RAW, 5.0, Clock(), Pacer(lambda _: SLOW, 0, clock)) for rank in range(size)]
+    return [Star(Rank(hub, rank), 5.0, Clock(), Pacer(lambda _: SLOW, 0, clock)) for rank in range(size)]
 
 
 def arrived(star: Star) -> list[bool]:
@@ -134,7 +134,7 @@ def test_an_upload_is_under_way_while_the_next_device_computes() -> None:
 def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
     link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s", latency="20ms")
     comm = CommSection(progress=progress, deadline_s=5.0)  # type: ignore[arg-type]
-    topology = connect(Loopback(), Clock(), RAW, comm, link, 0)
+    topology = connect(Loopback(), Clock(), comm, link, 0)
     units, place = [Unit("a", (24_982,))], Place(0, 0, -1, 0)  # 100 kB: 0.1 s
     start = time.monotonic()
     inbox = topology.down("plan", units, {"a": np.ones(24_982, np.float32)}, place, devices=(0,))
@@ -155,7 +155,7 @@ def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
 
 def test_waits_release_what_is_held_back() -> None:
     link = LinkSection(clock="paced", latency="60ms")
-    topology: Topology = connect(Loopback(), Clock(), RAW, CommSection(progress="none", deadline_s=5.0), link, 0)
+    topology: Topology = connect(Loopback(), Clock(), CommSection(progress="none", deadline_s=5.0), link, 0)
     start = time.monotonic()
     inbox = topology.down("plan", UNITS[:1], {"a": np.ones(232, np.float32)}, Place(0, 0, -1, 0), devices=(0,))
     assert inbox["a"].sum() == 232
