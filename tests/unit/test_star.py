@@ -267,3 +267,16 @@ def test_wire_bytes_count_headers_and_payload_once() -> None:
     star = alone()
     star.down("plan", PLAN, plan(0), Place(0, 0, -1, 0))
     assert star.transport.moved_bytes == sum(HEADER_BYTES + unit.raw_bytes for unit in PLAN)
+
+
+@pytest.mark.parametrize("count", [600, 9000])
+def test_a_plan_of_more_units_than_there_are_tags_arrives_in_order(count: int) -> None:
+    hub = Hub(2)
+    stars = [Star(Rank(hub, rank), 5.0, Clock()) for rank in range(2)]
+    units = [Unit(f"unit.{index}", (2,)) for index in range(count)]
+    sent = {unit.name: np.array([index, -index], np.float32) for index, unit in enumerate(units)}
+    for number in range(2):
+        place = Place(number, 0, -1, 0)
+        inbox = stars[1].down("plan", units, None, place)
+        stars[0].down("plan", units, sent, place)
+        assert all(np.array_equal(inbox[name], array) for name, array in sent.items())
