@@ -6,6 +6,8 @@ back at its end, so that a phase does not answer for the one before. Nothing her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fedbench.base import account
@@ -83,9 +85,9 @@ class Evaluating:
         return reached
 
 
-def device_peak(memory: np.ndarray) -> int | None:
-    """Return the highest peak above the imports of a rank that hosts devices alone; None with one rank."""
-    return int(memory[1:, 1:, 1].max()) if len(memory) > 1 else None
+def device_peak(memory: np.ndarray, hosts: Sequence[int]) -> int | None:
+    """Return the highest peak above the imports of the ranks that host devices; None where the cloud is one of them."""
+    return None if 0 in hosts else int(memory[list(hosts), 1:, 1].max())
 
 
 def memory_columns(memory: np.ndarray, *, apart: bool) -> dict[str, np.ndarray]:
