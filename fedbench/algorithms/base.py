@@ -106,6 +106,7 @@ class Lab:
     public: Callable[[int, int], Batch]
     public_rows: Callable[[], Sequence[Batch]]
     guide_lag: int = 0
+    guide_reuse: str = "keep"
     kept: Callable[[Sequence[Unit], Arrays], Arrays] = lambda _, coded: coded
 
     @property
@@ -130,6 +131,8 @@ class Algorithm(ABC):
     #: How a device catches up with the rounds that it missed (methods.md 2.17).
     catch_up: CatchUp = CatchUp.REPLAY_OF_DEVICES
     settings_type: ClassVar[type[Settings]] = Settings
+    #: Whether a plan is a guide, which a device needs again for the update.
+    keeps_plan: ClassVar[bool] = False
     #: Forwards that a pass over the plan makes at once.
     sides: ClassVar[int] = 2
 

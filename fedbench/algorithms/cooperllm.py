@@ -56,6 +56,7 @@ class CooperLLM(ScalarMethod):
     name = "cooperllm"
     summary = "zeroth-order along perturbations guided by the cloud's public gradient"
     settings_type: ClassVar[type[BaseSettings]] = Settings
+    keeps_plan = True
     settings: Settings
 
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:

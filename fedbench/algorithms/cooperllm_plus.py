@@ -59,6 +59,7 @@ class CooperLLMPlus(ScalarMethod):
     summary = "guide's coefficient regressed out of isotropic probes, many cheap directions of the last block"
     settings_type: ClassVar[type[BaseSettings]] = Settings
     sides = 1
+    keeps_plan = True
     settings: Settings
 
     def __init__(self, settings: BaseSettings, lab: Lab) -> None:

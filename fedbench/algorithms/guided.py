@@ -15,7 +15,7 @@ from pydantic import Field
 from fedbench.algorithms.base import CLOUD, Lab, Round
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Coded, Unit
-from fedbench.base.errors import NumericsError
+from fedbench.base.errors import ConfigError, NumericsError
 from fedbench.base.rng import generator, key
 from fedbench.data.rows import Batch
 from fedbench.zo.guide import by_class, mean_gradient, unit_guides
@@ -51,6 +51,11 @@ class Guides:
     """The guides of a run on one replica; `unit` says that they are orthonormal, else the gradient travels as it is."""
 
     def __init__(self, settings: GuideSettings, lab: Lab, *, unit: bool = True) -> None:
+        if lab.guide_reuse == "resend" and settings.guide_every != 1:
+            raise ConfigError(
+                f"comm.guide_reuse: found 'resend' with guide_every = {settings.guide_every}; a guide that serves several "
+                "rounds is kept. Allowed with 'resend': guide_every = 1."
+            )
         self._settings = settings
         self._lab = lab
         self._unit = unit

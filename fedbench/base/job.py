@@ -157,6 +157,9 @@ class CommSection(Section):
         "nominal",
         description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played",
     )
+    guide_reuse: Literal["keep", "resend"] = Field(
+        "keep", description="keep: devices hold the coded guide until the update; resend: it travels again for it"
+    )
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
     )

@@ -42,6 +42,7 @@ ROUND_COLUMNS: dict[str, Column] = {
     "uplink_bytes": Column("i8", "B", "payload from one sampled device to the cloud (mean)"),
     "downlink_bytes": Column("i8", "B", "payload from the cloud to one sampled device (mean), replay included"),
     "edge_bytes": Column("i8", "B", "payload from the cloud to all edges of a tree, once for each; 0 in a star"),
+    "kept_bytes": Column("i8", "B", "coded guide that a device keeps for the update, after it has probed with it"),
     "wire_bytes": Column("i8", "B", "bytes that the transport really moved, headers included, all ranks"),
     "device_flops": Column("f8", "FLOP", "floating-point operations of one sampled device (mean)"),
     "cloud_flops": Column("f8", "FLOP", "floating-point operations of the cloud"),

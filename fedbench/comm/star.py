@@ -18,15 +18,11 @@ from fedbench.codec import frame
 from fedbench.codec.codecs import RAW, Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
+from fedbench.comm.frames import DOWN, Frames
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.mail import AT_WAITS, Mail, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.topology import UnitsOf
-
-DOWN, UP = 0, 1
-
-#: Units of one sender that have tags of their own, and tags that every MPI has (MPI_TAG_UB is at least 32767).
-_UNITS, _TAGS = 509, 32764
 
 
 class Star:
@@ -44,10 +40,9 @@ class Star:
     ) -> None:
         self.transport = transport
         self.clock = clock
-        self._lz4 = lz4
         self._mail = Mail(transport, clock, deadline_s, pacer, progress)
+        self._frames = Frames(self, self._mail, lz4=lz4)
         self._receiving: dict[Slot, Request] = {}
-        self._moves = 0
 
     #: Deadlines that the cloud waits for devices: whoever knows best who is missing must speak first.
     _patience = 1.0
@@ -102,7 +97,7 @@ class Star:
         Every rank, the cloud too, reads what was decoded. What was received stays valid until the next message of the
         same channel.
         """
-        self._moves += 1
+        self._frames.next_move()
         codecs = codecs or [RAW] * len(units)
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
         inbox = Inbox(self, units, places, codecs, self._source, channel)
@@ -115,8 +110,8 @@ class Star:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
             for index, unit in enumerate(units):
                 slot = ("out", channel, index)
-                packed = self._pack(slot, arrays[unit.name], unit, places[index], note, codecs[index])
-                self._send_down(slot, packed, self._tag(DOWN, index), devices)
+                packed = self._frames.pack(slot, arrays[unit.name], unit, places[index], note, codecs[index])
+                self._send_down(slot, packed, self._frames.tag(DOWN, index), devices)
                 if not receiving:
                     inbox.put(index, packed, None)
                 self._mail.drive_at_times()
@@ -127,14 +122,14 @@ class Star:
 
         `units(device)` tells what that device sends; every rank says the same.
         """
-        self._moves += 1
+        self._frames.next_move()
         if not self.is_cloud:
             return {}
         inboxes = {}
         for slot, device in enumerate(devices):
             host = self.host_of(device)
             sender = f"device {device} ({self.transport.name_of(host)})"
-            inboxes[device] = self._post(slot, device, host, units(device), place, sender)
+            inboxes[device] = self._frames.post(slot, host, units(device), place._replace(device=device), sender)
         return inboxes
 
     def report(
@@ -142,7 +137,7 @@ class Star:
     ) -> None:
         """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
         slot = bisect_left(devices, device)  # they ascend
-        self._send_up(slot, self._parent, units, arrays, place._replace(device=device), note)
+        self._frames.send(slot, self._parent, units, arrays, place._replace(device=device), note, (device,))
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
         """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
@@ -150,15 +145,16 @@ class Star:
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
         """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
-        self._moves += 1
+        self._frames.next_move()
         inboxes = {}
         if self.is_cloud:
             for rank in range(1, self.transport.size):
-                inboxes[rank] = self._post(rank - 1, rank, rank, units, place, self.transport.name_of(rank))
+                own = place._replace(device=rank)
+                inboxes[rank] = self._frames.post(rank - 1, rank, units, own, self.transport.name_of(rank))
             self._wait_for_all(inboxes)
         else:
             rank = self.transport.rank
-            self._send_up(rank - 1, 0, units, arrays, place._replace(device=rank), note, links=())
+            self._frames.send(rank - 1, 0, units, arrays, place._replace(device=rank), note)
         return inboxes
 
     def agree(self, values: Sequence[int], what: str) -> list[int]:
@@ -194,7 +190,7 @@ class Star:
         What was sent down last in its slot is waited for first: a rank whose devices sit a round out never read it.
         """
         slot, index = place, place[1]
-        tag = self._tag(DOWN, index)
+        tag = self._frames.tag(DOWN, index)
         self._settle(slot)
         self._mail.settle(("in", *slot))
         buffer = self._mail.buffer(("in", *slot), frame.bound(unit, codec))
@@ -219,45 +215,3 @@ class Star:
         request = self._receiving.pop(slot, None)
         if request is not None:
             self.wait([request], f"the last {slot[0]} from {self._source}")
-
-    def _post(self, slot: int, device: int, source: int, units: Sequence[Unit], place: Place, sender: str) -> Inbox:
-        """Return an inbox with receives posted for all units of one sender."""
-        places = [place._replace(device=device, unit=index) for index in range(len(units))]
-        inbox = Inbox(self, units, places, [RAW] * len(units), sender)
-        for index, unit in enumerate(units):
-            buffer = self._mail.buffer(("in up", slot, index), frame.bound(unit))
-            inbox.put(index, buffer, self._mail.receive(buffer, source, self._tag(UP, index, slot)))
-        return inbox
-
-    def _send_up(
-        self,
-        slot: int,
-        target: int,
-        units: Sequence[Unit],
-        arrays: Arrays,
-        place: Place,
-        note: Note,
-        links: Sequence[int] | None = None,
-    ) -> None:
-        """Send the units of the device in `place`, on its own link unless others are named."""
-        for index, unit in enumerate(units):
-            key = ("out up", slot, index)
-            packed = self._pack(key, arrays[unit.name], unit, place._replace(unit=index), note)
-            on = (place.device,) if links is None else links
-            self._mail.send(key, packed, target, self._tag(UP, index, slot), on, up=True)
-
-    def _pack(
-        self, slot: Slot, array: np.ndarray, unit: Unit, place: Place, note: Note, codec: Codec = RAW
-    ) -> np.ndarray:
-        self._mail.settle(slot)
-        channel = slot[1] if slot[0] == "out" else "upload"
-        with self.clock.span("encode", f"{channel}/{unit.name}"):
-            out = self._mail.buffer(slot, frame.bound(unit, codec))
-            return frame.pack(array, unit, place, codec, note, out, lz4=self._lz4).frame
-
-    def _tag(self, way: int, index: int, slot: int = 0) -> int:
-        """Return a tag from direction, parity of the move, unit and sender, so that a stale message meets no receive.
-
-        Messages of one tag between two ranks keep their order, so tags may meet again in very large rounds.
-        """
-        return (((slot * _UNITS + index) * 2 + self._moves % 2) * 2 + way) % _TAGS

@@ -18,10 +18,11 @@ from fedbench.codec.frame import Place
 from fedbench.comm import bundle
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.bundle import PassedOn, Piece
+from fedbench.comm.frames import UP
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.mail import AT_WAITS, Progress, Slot
 from fedbench.comm.pace import Pacer
-from fedbench.comm.star import UP, Star
+from fedbench.comm.star import Star
 from fedbench.comm.topology import UnitsOf
 
 
@@ -85,7 +86,7 @@ class Tree(Star):
         """Return an inbox per sampled device, receives posted; empty on ranks other than the cloud."""
         if self.transport.rank in self.peers:
             return super().expect(devices, units, place)
-        self._moves += 1
+        self._frames.next_move()
         pieces = [Piece(s, d, i, unit) for s, d in enumerate(devices) for i, unit in enumerate(units(d))]
         if self._is_edge:
             own = [piece for piece in pieces if self._edge_of(self.host_of(piece.device)) == self.transport.rank]
@@ -161,9 +162,9 @@ class Tree(Star):
             key = ("in up", slot, index)
             self._mail.settle(key)
             buffers.append(self._mail.buffer(key, frame.bound(unit)))
-            host, tag = self.host_of(device), self._tag(UP, index, slot)
+            host, tag = self.host_of(device), self._frames.tag(UP, index, slot)
             requests.append(self._mail.receive(buffers[-1], host, tag))
-        tag = self._tag(UP, number, self.transport.rank)
+        tag = self._frames.tag(UP, number, self.transport.rank)
         out: Slot = ("in up", group[0].slot, group[0].number) if len(group) == 1 else ("bundle", number)
         self._mail.settle(out)
         room = self._mail.buffer(out, bundle.bound(group))
@@ -183,7 +184,7 @@ class Tree(Star):
         """Return by device and unit the buffers and requests of what an edge sends as one."""
         buffers = [self._mail.buffer(("in up", piece.slot, piece.number), frame.bound(piece.unit)) for piece in group]
         keys = [(piece.device, piece.number) for piece in group]
-        tag = self._tag(UP, number, edge)
+        tag = self._frames.tag(UP, number, edge)
         if len(group) == 1:
             return {keys[0]: (buffers[0], self._mail.receive(buffers[0], edge, tag))}
         room = self._mail.buffer(("bundle", edge, number), bundle.bound(group))

@@ -244,5 +244,6 @@ def _lab(job: Job, splits: Splits, private: PrivateRows, cut: Cut, trainable: Tr
         public=public,
         public_rows=public_rows,
         guide_lag=c.comm.guide_lag,
+        guide_reuse=c.comm.guide_reuse,
         kept=Kept,
     )

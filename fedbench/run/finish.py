@@ -134,7 +134,7 @@ def _summary(
         downlink_bytes=int(rounds["downlink_bytes"].sum()) + metrics.traffic.closing(),
         uplink_bytes_per_device_round=up / int(played.sum()),
         wire_bytes=int(rounds["wire_bytes"].sum()),
-        peak_device_bytes=device_peak(ranks.memory),
+        peak_device_bytes=device_peak(ranks.memory, star.peers),
         round_s_median=float(np.median(rounds["round_s"][played])),
         sim_s=None if runner.virtual is None else float(np.nansum(rounds["sim_s"])),
         hidden_fraction=hidden_fraction(

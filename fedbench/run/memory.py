@@ -6,7 +6,7 @@ the heap is given back at its end, so that a phase does not answer for the one b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -119,9 +119,9 @@ class Evaluating:
         return reached
 
 
-def device_peak(memory: np.ndarray) -> int | None:
-    """Return the highest peak above the imports of a rank that hosts devices alone; None with one rank."""
-    return int(memory[1:, 1:, 1].max()) if len(memory) > 1 else None
+def device_peak(memory: np.ndarray, hosts: Sequence[int]) -> int | None:
+    """Return the highest peak above the imports of the ranks that host devices; None where the cloud is one of them."""
+    return None if 0 in hosts else int(memory[list(hosts), 1:, 1].max())
 
 
 def memory_columns(memory: np.ndarray, *, apart: bool) -> dict[str, np.ndarray]:

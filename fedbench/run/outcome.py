@@ -31,7 +31,7 @@ class Sent(NamedTuple):
     """The plan of an exchange as it travels, with the messages that go ahead of it; None where there is none.
 
     The cloud spent `flops` on it, and `ahead_flops` on later plans while devices computed. `shares` are those of a
-    device's compute before it reads the plan, and behind each of its units.
+    device's compute before it reads the plan, and behind each of its units. `again`: it is the last plan once more.
     """
 
     ahead: tuple[Inbox, ...]
@@ -39,6 +39,7 @@ class Sent(NamedTuple):
     flops: float = 0.0
     ahead_flops: float = 0.0
     shares: tuple[float, ...] = (1.0,)
+    again: bool = False
 
     @property
     def unit_bytes(self) -> tuple[int, ...]:
@@ -83,6 +84,7 @@ class Outcome:
     plan_bytes: int = 0
     reply_bytes: int = 0
     told_bytes: int = 0
+    resent_bytes: int = 0
     wire_bytes: int = 0
     cloud_flops: float = 0.0
     cloud_loss: float = float("nan")
@@ -128,7 +130,10 @@ class Outcome:
             self.flops[slot] += note.flops
             self.compute_s[slot] += note.compute_s
             self.up_bytes[slot] += up_bytes[-1]
-        self.plan_bytes += sum(sent.unit_bytes)
+        if sent.again:
+            self.resent_bytes += sum(sent.unit_bytes)
+        else:
+            self.plan_bytes += sum(sent.unit_bytes)
         self.cloud_flops += sent.flops + sent.ahead_flops
         return Counted(sent.unit_bytes, sent.shares, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
 

@@ -6,6 +6,7 @@ It knows no round: the runner says when a plan is due, and what an exchange took
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,14 @@ from fedbench.run.build import Built
 from fedbench.run.outcome import Outcome, Sent, Trajectory
 
 
+class _Last(NamedTuple):
+    """A plan as it was sent: its units, their codecs and, on the cloud, their values."""
+
+    units: Sequence[Unit]
+    made: Arrays | None
+    codecs: Sequence[Codec]
+
+
 class Plans:
     """One rank's part in sending plans."""
 
@@ -34,6 +43,9 @@ class Plans:
         self._trajectory = trajectory
         self._chooser = chooser_of(built)
         self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
+        self._keeps = built.job.config.comm.guide_reuse == "keep"
+        self._last: _Last | None = None
+        self._shares: tuple[float, ...] = (1.0,)
 
     def send(self, at: Round, place: Place, outcome: Outcome) -> Sent:
         """Send the plan of an exchange down, where there is one, and return it as it arrives."""
@@ -49,7 +61,9 @@ class Plans:
             algorithm.learn(ahead[0])
         units = algorithm.plan_units(at)
         if not units:
-            return Sent(tuple(ahead), None, flops)
+            inbox = self._resent(at, place)
+            shares = (1.0,) if inbox is None else self._shares
+            return Sent(tuple(ahead), inbox, flops, shares=shares, again=inbox is not None)
         if made is not None:
             with self._clock.span("cloud", "feedback"):
                 made = self.coder.prepare(units, made, algorithm.plan_sign(at))
@@ -59,7 +73,25 @@ class Plans:
         if made is not None:
             with self._clock.span("cloud", "feedback"):
                 self.coder.settle(inbox)
-        return Sent(tuple(ahead), inbox, flops, shares=tuple(self._shares(at, units)))
+        self._last, self._shares = _Last(units, made, codecs), tuple(self._shared(at, units))
+        return Sent(tuple(ahead), inbox, flops, shares=self._shares)
+
+    def again(self, at: Round, plan: Arrays, place: Place, outcome: Outcome) -> Arrays:
+        """Return the plan in force: sent once more where devices don't keep guides, else the one that they have."""
+        inbox = self._resent(at, place)
+        if inbox is None:
+            return plan
+        if self._star.is_cloud:
+            outcome.resent_bytes += inbox.coded_bytes
+        return inbox
+
+    def _resent(self, at: Round, place: Place) -> Inbox | None:
+        """Return the last plan once more, or None where devices keep it or nothing of it is coded with loss."""
+        last = self._last
+        if self._keeps or last is None or not any(unit.lossy for unit in last.units):
+            return None
+        with self._clock.span("send", "plan"):
+            return self._star.down("plan", last.units, last.made, place, devices=at.devices, codecs=last.codecs)
 
     def observe(self, sent: Sent, uploads: Mapping[int, Inbox], exchange_s: float) -> None:
         """Let an adaptive choice learn how long an exchange with a plan took, where it rests on that."""
@@ -97,7 +129,7 @@ class Plans:
             )
         return [codec for codec in codecs if codec is not None]
 
-    def _shares(self, at: Round, units: Sequence[Unit]) -> Iterator[float]:
+    def _shared(self, at: Round, units: Sequence[Unit]) -> Iterator[float]:
         """Yield the share of a device's compute before it reads the plan, and then behind each unit.
 
         A stage's FLOPs are those behind its own units, by their entries; those of a stage without units go to the next

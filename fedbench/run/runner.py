@@ -162,6 +162,7 @@ class Runner:
         reply_units = algorithm.reply_units(came)
         reply_bytes = 0
         if reply_units:
+            plan = self.plans.again(came, plan, place, outcome)
             with clock.span("send", "reply"):
                 answered = star.down("reply", reply_units, reply, place, Note(again=again), came.devices)
             again = answered.note.again
@@ -199,7 +200,9 @@ class Runner:
             outcome.number, outcome.present, outcome.plan_bytes, outcome.reply_bytes, answered, outcome.told_bytes
         )
         by_device = dict(zip(outcome.present, downs, strict=True))
-        outcome.down_bytes = [by_device.get(device, 0) for device in outcome.devices]
+        outcome.down_bytes = [
+            by_device[device] + outcome.resent_bytes if device in by_device else 0 for device in outcome.devices
+        ]
         if self.virtual is not None:
             self.virtual.end(outcome, needs_devices=self.built.algorithm.uses_devices)
 

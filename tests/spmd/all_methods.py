@@ -56,6 +56,7 @@ OPT: dict[str, Any] = PLAIN | {"model": {"name": "shape:opt-tiny", "micro_batch"
 ROBERTA: dict[str, Any] = PLAIN | {"model": {"name": "shape:roberta-tiny", "trainable": "full"}}
 #: Settings that keep a method's runs short and lose nothing of what is compared.
 SHORT: dict[str, dict[str, Any]] = {
+    "bitfit": {"public_rounds": 2},
     "fwdllm": {"max_directions": 1},
     "baffle": {"k": 3},
     "ferret": {"candidates": 12},

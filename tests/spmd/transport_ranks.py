@@ -10,6 +10,7 @@ import ctypes
 import json
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,9 +21,11 @@ import numpy as np
 from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
+from fedbench.base.job import CommSection, LinkSection
 from fedbench.codec import frame
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
+from fedbench.comm.connect import connect
 from fedbench.comm.star import Star
 from fedbench.run import launch
 
@@ -215,6 +218,30 @@ def star_round_trip(t: Transport) -> None:
         star.finish()
 
 
+def paced_links(t: Transport) -> None:
+    """Under every policy an exchange takes its links' time at least, brings what was sent, and leaves no thread."""
+    link, devices = LinkSection(clock="paced", down="8Mbit/s", latency="20ms", jitter="1ms"), (0, 1, 2)
+    units = [Unit(name, (5000,)) for name in "abc"]  # 20 ms each: a plan takes 80 ms, its answer 20 ms
+    for progress in ("none", "poll", "thread"):
+        star = connect(t, Clock(), CommSection(progress=progress, deadline_s=DEADLINE_S), link, 3)
+        for round_ in range(2):
+            place, start = Place(round_, 0, -1, 0), time.monotonic()
+            sent = {unit.name: np.full(5000, round_, np.float32) for unit in units} if t.rank == 0 else None
+            plan = star.down("plan", units, sent, place, devices=devices)
+            inboxes = star.expect(devices, lambda _: units[:1], place)
+            for device in devices:
+                if star.host_of(device) == t.rank:
+                    answer = {"a": plan["a"] + plan["b"] + plan["c"] + np.float32(device)}
+                    star.poll()
+                    star.report(devices, device, units[:1], answer, place, frame.NO_NOTE)
+            star.gather(inboxes)
+            for device, inbox in inboxes.items():
+                np.testing.assert_array_equal(inbox["a"], np.float32(3 * round_ + device))
+            assert t.rank > 0 or time.monotonic() - start >= 0.1
+        star.finish()
+        assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
 def gather_from_ranks(t: Transport) -> None:
     """Rank 0 gets what every other rank says of itself."""
     star = Star(t, DEADLINE_S, Clock())
@@ -260,6 +287,7 @@ SCENARIOS = {
         other_tag_is_never_taken,
         stale_frame_is_refused,
         star_round_trip,
+        paced_links,
         gather_from_ranks,
         open_message_is_an_error,
         limits_are_refused,
@@ -318,7 +346,7 @@ def flipped_bit(t: Transport) -> None:
     if t.rank == 1:
         packed = frame.pack(np.ones(3, np.float32), units[0], place._replace(device=0)).frame.copy()
         packed[-1] ^= 1
-        t.wait([t.send(packed, 0, star._tag(1, 0))], DEADLINE_S, unanswered)
+        t.wait([t.send(packed, 0, star._frames.tag(1, 0))], DEADLINE_S, unanswered)
     if t.rank == 0:
         star.gather(inboxes)
         print(inboxes[0]["scalars"])

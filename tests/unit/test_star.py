@@ -163,14 +163,14 @@ def test_a_frame_of_another_device_is_refused() -> None:
     star = alone()
     place = Place(0, 0, -1, 0)
     inboxes = star.expect(DEVICES, lambda _: SCALARS, place)
-    star.report((4, 1, 5), 4, SCALARS, {"scalars": np.zeros(2, np.float32)}, place, Note())  # in device 1's slot
+    star.report((4, 5), 4, SCALARS, {"scalars": np.zeros(2, np.float32)}, place, Note())  # in device 1's slot
     with pytest.raises(WireError, match="device is 4, expected 1"):
         inboxes[1]["scalars"]
 
 
 def test_a_late_message_of_the_move_before_meets_no_receive_of_this_one() -> None:
     star = alone()
-    star._moves += 1  # a move whose receives are gone
+    star._frames.next_move()  # a move whose receives are gone
     report(star, 1, 3.0, Place(0, 0, -1, 0))
     inboxes = star.expect(DEVICES, lambda _: SCALARS, Place(0, 1, -1, 0))
     assert not any(request.done() for inbox in inboxes.values() for request in inbox.requests)
@@ -267,3 +267,16 @@ def test_wire_bytes_count_headers_and_payload_once() -> None:
     star = alone()
     star.down("plan", PLAN, plan(0), Place(0, 0, -1, 0))
     assert star.transport.moved_bytes == sum(HEADER_BYTES + unit.raw_bytes for unit in PLAN)
+
+
+@pytest.mark.parametrize("count", [600, 9000])
+def test_a_plan_of_more_units_than_there_are_tags_arrives_in_order(count: int) -> None:
+    hub = Hub(2)
+    stars = [Star(Rank(hub, rank), 5.0, Clock()) for rank in range(2)]
+    units = [Unit(f"unit.{index}", (2,)) for index in range(count)]
+    sent = {unit.name: np.array([index, -index], np.float32) for index, unit in enumerate(units)}
+    for number in range(2):
+        place = Place(number, 0, -1, 0)
+        inbox = stars[1].down("plan", units, None, place)
+        stars[0].down("plan", units, sent, place)
+        assert all(np.array_equal(inbox[name], array) for name, array in sent.items())

@@ -15,6 +15,7 @@ from fedbench.codec import frame
 from fedbench.codec.frame import Note, Place
 from fedbench.comm import bundle
 from fedbench.comm.bundle import Piece
+from fedbench.comm.inbox import Inbox
 from fedbench.comm.tree import Tree, edge_count
 
 from hub import Hub, Rank  # isort: skip
@@ -119,11 +120,11 @@ def test_a_unit_goes_on_while_the_next_is_not_yet_there() -> None:
     cloud, edge, *below = trees(4, 1)
     place = Place(0, 0, -1, 0)
     received = [tree.down("plan", PLAN, None, place) for tree in (edge, *below)]
-    cloud._moves += 1
+    cloud._frames.next_move()
     for index in range(len(PLAN)):
         array = np.full(PLAN[index].shape, index, np.float32)
         packed = frame.pack(array, PLAN[index], place._replace(unit=index)).frame
-        cloud.transport.send(packed, 1, cloud._tag(0, index))
+        cloud.transport.send(packed, 1, cloud._frames.tag(0, index))
         turn([edge])
         for inbox in received[1:]:
             assert [request.done() for request in inbox.requests] == [n <= index for n in range(len(PLAN))]
@@ -206,3 +207,52 @@ def test_a_bundle_that_does_not_fit_its_table_is_refused() -> None:
         with pytest.raises(WireError, match="edge 1: "):
             bundle.Split(Arrived(bytes_.size), bytes_, rooms, "edge 1").done()
         assert name
+
+
+def damaged(stream: np.random.Generator, bytes_: np.ndarray, earlier: np.ndarray) -> np.ndarray:
+    """Return a message with one fault: a flipped bit, a part, something more, or the one of the round before."""
+    kind = int(stream.integers(4))
+    if kind == 0:
+        flipped = bytes_.copy()
+        flipped[stream.integers(len(bytes_))] ^= np.uint8(1 << stream.integers(8))
+        return flipped
+    if kind == 1:
+        return bytes_[: stream.integers(len(bytes_))]
+    if kind == 2:
+        return np.concatenate([bytes_, stream.integers(0, 256, stream.integers(1, 200), np.uint8)])
+    return earlier
+
+
+@pytest.mark.parametrize("devices", [(2,), DEVICES], ids=["a frame", "a bundle"])
+def test_whatever_happens_to_a_message_between_edge_and_cloud_is_noticed(devices: Sequence[int]) -> None:
+    stream, scalars = np.random.default_rng(1), [Unit("scalars", (2,))]
+
+    def sent(number: int) -> tuple[Tree, dict[int, Inbox], np.ndarray]:
+        """Return the cloud, its inboxes, and the message that an edge sends it in a round."""
+        cloud, edge, host = trees(3, 1)
+        place = Place(number, 0, -1, 0)
+        inboxes, *_ = [tree.expect(devices, lambda _: scalars, place) for tree in (cloud, edge, host)]
+        for device in devices:
+            host.report(devices, device, scalars, {"scalars": np.ones(2, np.float32)}, place, Note())
+        bytes_: list[np.ndarray] = []
+        edge.transport.send = lambda buffer, *_: bytes_.append(buffer.copy()) or Arrived(0)  # type: ignore[method-assign]
+        turn([edge])
+        return cloud, inboxes, bytes_[0]
+
+    *_, earlier = sent(6)
+    for case in range(301):
+        cloud, inboxes, good = sent(7)
+        bytes_ = damaged(stream, good, earlier) if case else good
+        request, tag = inboxes[devices[0]].requests[0], cloud._frames.tag(1, 0, 1)
+        room = cloud.transport.hub.boxes[1, 0, tag, "receive"][0].buffer
+        if len(bytes_) > len(room):
+            continue  # the library itself ends the job: tests/spmd/test_transport.py
+        Rank(cloud.transport.hub, 1).send(bytes_, 0, tag)
+        noticed = 0
+        for device in devices:
+            try:
+                assert request.done()
+                inboxes[device]["scalars"]
+            except WireError:
+                noticed += 1
+        assert (noticed > 0) == (case > 0), (case, bytes_.tobytes(), good.tobytes())

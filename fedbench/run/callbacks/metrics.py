@@ -76,6 +76,7 @@ class Metrics:
             "uplink_bytes": _whole_mean(list(compress(outcome.up_bytes, here))),
             "downlink_bytes": _whole_mean(list(compress(outcome.down_bytes, here))),
             "edge_bytes": self.traffic.to_edges(),
+            "kept_bytes": self._kept(outcome),
             "wire_bytes": outcome.wire_bytes,
             "device_flops": _mean(list(compress(outcome.flops, here)), 0.0),
             "cloud_flops": outcome.cloud_flops,
@@ -85,7 +86,7 @@ class Metrics:
             "cloud_s": seconds("cloud"),
             "encode_s": seconds("encode"),
             "wait_s": seconds("wait"),
-            "plan_s": self._plan_s(outcome.plan_bytes),
+            "plan_s": self._plan_s(outcome.plan_bytes + outcome.resent_bytes),
             "apply_s": seconds("apply"),
             "trained": int(outcome.trained),
             "answered": sum(outcome.answered),
@@ -155,6 +156,12 @@ class Metrics:
         section = self._config.link
         seconds = section.link.transfer_s(plan_bytes, up=False) if section.clock == "paced" else 0.0
         return seconds if seconds else float("nan")
+
+    def _kept(self, outcome: Outcome) -> int:
+        """Return the bytes of the coded guide that a device keeps: of this round, or the last one that brought any."""
+        if self._config.comm.guide_reuse == "resend" or not self._built.algorithm.keeps_plan:
+            return 0
+        return outcome.plan_bytes or int(self.rows[-1].get("kept_bytes", 0))
 
     def _slowest(self, outcome: Outcome) -> float:
         """Return the longest compute of a rank: its devices one after the other."""
