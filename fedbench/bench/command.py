@@ -15,7 +15,7 @@ from fedbench.base.errors import EXIT_OK, ConfigError, nearest
 from fedbench.bench.harness import Options
 
 #: Benchmark -> its module's name, which has `run(options)`.
-BENCHES = {"zo-step": "zo_step", "perturb": "perturb", "update": "update", "memory": "memory"}
+BENCHES = {"zo-step": "zo_step", "perturb": "perturb", "update": "update", "memory": "memory", "codec": "codec"}
 
 
 def run(args: argparse.Namespace) -> int:
