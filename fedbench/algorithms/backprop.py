@@ -5,7 +5,7 @@ Optimiser state lives for one round. What a method does with the change is its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from fedbench.algorithms.base import Lab, Round
+from fedbench.data.rows import Batch
 from fedbench.models.trainable import Tensor
-from fedbench.zo.guide import gradient
+from fedbench.zo.guide import gradient, mean_gradient
 
 Kind = Literal["sgd", "adamw"]
 
@@ -79,3 +80,12 @@ def descend(lab: Lab, round_: Round, device: int, kind: Kind, decay: float) -> t
             optimiser.step(grads)
         change = [t.parameter.detach() - before for t, before in zip(tensors, start, strict=True)]
     return change, losses
+
+
+def on_public_rows(lab: Lab, rows: Iterable[Batch], lr: float) -> float:
+    """Step the weights in place, w <- w - lr grad f_pub(w; rows) (cloud only), and return the loss before the step."""
+    loss, grads = mean_gradient(lab.cut, lab.trainable, rows, lab.meter)
+    with torch.no_grad():
+        for parameter, grad in zip(lab.trainable.parameters, grads, strict=True):
+            parameter.add_(grad, alpha=-lr)
+    return loss

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 
+from fedbench.algorithms.backprop import on_public_rows
 from fedbench.algorithms.base import Algorithm, Reply, Round, StepSize, Upload
 from fedbench.algorithms.base import Settings as BaseSettings
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.errors import FedbenchError
-from fedbench.zo.guide import mean_gradient
 
 
 class Settings(BaseSettings):
@@ -53,14 +52,7 @@ class PublicOnly(Algorithm):
         """Train on the public set in place."""
         lab, batches = self.lab, self.settings.public_batches
         steps = [[lab.public(round_.number, b)] for b in range(batches)] if batches else [lab.public_rows()]
-        losses = []
-        for rows in steps:
-            loss, grads = mean_gradient(lab.cut, lab.trainable, rows, lab.meter)
-            losses.append(loss)
-            with torch.no_grad():
-                for parameter, grad in zip(lab.trainable.parameters, grads, strict=True):
-                    parameter.add_(grad, alpha=-round_.lr)
-        self.cloud_loss = float(np.mean(losses))
+        self.cloud_loss = float(np.mean([on_public_rows(lab, rows, round_.lr) for rows in steps]))
         return Reply({})
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:

@@ -60,6 +60,7 @@ ROBERTA: dict[str, Any] = PLAIN | {
 }
 #: Settings that keep a method's runs short and lose nothing of what is compared.
 SHORT: dict[str, dict[str, Any]] = {
+    "bitfit": {"public_rounds": 2},
     "fwdllm": {"max_directions": 1},
     "baffle": {"k": 3},
     "ferret": {"candidates": 12},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from method_rows import COUNTED, ROWS, Costs, Entry
+from method_rows import COUNTED, ROWS, SCALAR, Costs, Entry
 from tinyruns import WORKING, Tiny, flat, make, make_job, never, same, weights, with_lab
 
 from fedbench.algorithms.base import CatchUp, Round, Settings
@@ -351,6 +351,28 @@ def test_fedavg_averages_models() -> None:
     Tiny(built).play(1)
     mean = np.mean([flat(change) for change in uploads.values()], axis=0)
     np.testing.assert_allclose(flat(weights(built.trainable)) - start, mean, atol=2e-7)
+
+
+@pytest.mark.parametrize("part", ["full", "head"])
+def test_fedavg_from_public_starts_where_public_only_ends(part: str) -> None:
+    steps, lr = 3, 0.2
+    changes = {"model.trainable": part, "federation.devices": 3, "federation.sampled": 2}
+    before = make("public_only", changes | {"method.public_only.lr": lr})
+    for number in range(steps):
+        before.algorithm.combine(Round(number, 0, (), lr), {})
+    plain = make("fedavg", changes)
+    for tensor, trained in zip(plain.trainable, before.trainable, strict=True):
+        tensor.assign(trained.values())
+    built = make("fedavg", changes | {"method.fedavg.public_rounds": steps, "method.fedavg.public_lr": lr})
+    start = weights(built.trainable)
+    outcomes = []
+    for number in range(2):
+        Tiny(plain).runner.play(number)
+        outcomes.append(Tiny(built).runner.play(number))
+    assert not np.array_equal(flat(weights(built.trainable)), flat(start))
+    np.testing.assert_array_equal(flat(weights(built.trainable)), flat(weights(plain.trainable)))
+    assert [outcome.plan_bytes for outcome in outcomes] == [SCALAR * built.trainable.size, 0]
+    assert outcomes[0].cloud_flops > 0 == outcomes[1].cloud_flops
 
 
 def test_public_only_steps_on_the_cloud_and_leaves_devices_idle() -> None:
