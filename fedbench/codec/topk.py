@@ -79,9 +79,8 @@ def _values(codes: np.ndarray) -> np.ndarray:
 @kernel(BITS, types.int64, entry="limit")
 def _limit(x: Any, kept: int) -> Any:
     """Return the size (as bits) of the entry that is number `kept` by size, and how many of just that size are kept."""
-    prefix: Any = 0
-    left = kept
-    counts = np.empty(2048, np.int64)
+    prefix, left = 0, kept
+    counts: Any = np.empty(2048, np.int64)
     for shift, width in ((20, 11), (10, 10), (0, 10)):
         counts[:] = 0
         for i in range(x.size):
