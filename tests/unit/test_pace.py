@@ -139,15 +139,11 @@ def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
     start = time.monotonic()
     inbox = topology.down("plan", units, {"a": np.ones(24_982, np.float32)}, place, devices=(0,))
     assert not inbox.requests[0].done()
-    computed = 0.0
-    while time.monotonic() - start < 0.2:  # a computation that polls
-        topology.poll()
-        if not inbox.requests[0].done():
-            computed = time.monotonic() - start
-    if progress == "none":
-        assert computed >= 0.19
-    else:
-        assert 0.1 <= computed < 0.19
+    most_s = 0.25 if progress == "none" else 5.0
+    while not inbox.requests[0].done() and time.monotonic() - start < most_s:
+        topology.poll()  # a computation that polls
+    assert inbox.requests[0].done() == (progress != "none")
+    assert time.monotonic() - start >= 0.12
     assert inbox["a"].sum() == 24_982
     topology.finish()
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
@@ -159,7 +155,7 @@ def test_waits_release_what_is_held_back() -> None:
     start = time.monotonic()
     inbox = topology.down("plan", UNITS[:1], {"a": np.ones(232, np.float32)}, Place(0, 0, -1, 0), devices=(0,))
     assert inbox["a"].sum() == 232
-    assert 0.06 <= time.monotonic() - start < 1.0
+    assert 0.06 <= time.monotonic() - start < 5.0
     topology.finish()
 
 
