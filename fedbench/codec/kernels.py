@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 
 from fedbench.base import compiled
-from fedbench.codec import loops
+from fedbench.codec import groups
 from fedbench.codec.loops import GROUP, LANES, sum_rows
 
 
@@ -104,8 +104,8 @@ def _decoder(width: int, value: Any) -> Any:
 
 #: Kernels by the width of codes in bits.
 ENCODE_GROUPS = {
-    8: _encoder(8, loops.code8), 4: _encoder(4, loops.code4), 2: _encoder(2, loops.code2), 1: _encoder(1, loops.code1),
+    8: _encoder(8, groups.code8), 4: _encoder(4, groups.code4), 2: _encoder(2, groups.code2), 1: _encoder(1, groups.code1),
 }  # fmt: skip
 DECODE_GROUPS = {
-    8: _decoder(8, loops.value8), 4: _decoder(4, loops.value4), 2: _decoder(2, loops.value2), 1: _decoder(1, loops.value1),
+    8: _decoder(8, groups.value8), 4: _decoder(4, groups.value4), 2: _decoder(2, groups.value2), 1: _decoder(1, groups.value1),
 }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Codes of one group and back: 1,024 entries as 64 rows of 16 lanes, a lane being one block of 64 entries.
+"""What is done to one group: 1,024 entries as 64 rows of 16 lanes, a lane being one block of 64 entries.
 
-Sums and maxima over blocks go row by row, so they are plain vector code and their order is fixed. Arrays y, t, u, v
-hold a group, `told` and `scale` a value for each lane. Nothing is checked here, and nothing is compiled by itself.
+Sums and maxima over blocks go row by row, so they are plain vector code and their order is fixed. Arrays x, y, t hold a
+group, `told` and `scale` a value for each lane. Nothing is checked here, and nothing is compiled by itself.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ from numba.extending import register_jitable
 
 ROWS, LANES = 64, 16
 GROUP = ROWS * LANES
-_QUARTER, _EIGHTH = GROUP // 4, GROUP // 8
-
-#: Levels of two bits, and the limit between them over the root mean square: Lloyd's and Max's for a normal variable.
-INNER, OUTER, LIMIT = np.float32(0.4528), np.float32(1.510), np.float32(0.9816)
 
 _F = np.float32
-_ZERO, _HALF, _ONE, _EIGHT = _F(0), _F(0.5), _F(1), _F(8)
-_1, _2, _4, _8, _15, _128 = (np.int32(n) for n in (1, 2, 4, 8, 15, 128))
-_MEAN = _F(1 / ROWS)
+_ZERO = _F(0)
+#: What turns a sum over rows into a mean.
+MEAN = _F(1 / ROWS)
 _TINY = _F(2.0**-60)  # a scale below it is none: the largest entry of the unit is at least 2**-22
 #: Signs of the rows, entry by entry, before a block is turned.
 _FLIPS = np.repeat(np.array([1 - 2 * (0x9E3779B97F4A7C15 >> row & 1) for row in range(ROWS)], np.float32), LANES)
@@ -54,7 +50,7 @@ def _max_halves(t: Any, size: int) -> None:
 
 
 @inline
-def _largest(y: Any, t: Any) -> None:
+def largest(y: Any, t: Any) -> None:
     """Leave the largest |y| of each lane in the first row of t."""
     for i in range(GROUP):
         t[i] = abs(y[i])
@@ -73,7 +69,7 @@ def _double(t: Any, size: int) -> None:
 
 
 @inline
-def _spread(t: Any) -> None:
+def spread(t: Any) -> None:
     """Write the first row to all others: loops over lanes alone are too short to be made vector code."""
     _double(t, 16)
     _double(t, 32)
@@ -103,7 +99,7 @@ def _hadamard(y: Any) -> None:
 
 
 @inline
-def _turn(x: Any, at: int, power: Any, y: Any) -> None:
+def turn(x: Any, at: int, power: Any, y: Any) -> None:
     """Write a group times `power` with every block turned: signs by row, then Hadamard, which makes it 8 times as long."""
     for i in range(GROUP):
         y[i] = x[at + i] * (power * _FLIPS[i])
@@ -111,14 +107,14 @@ def _turn(x: Any, at: int, power: Any, y: Any) -> None:
 
 
 @inline
-def _turn_back(y: Any, gain: Any, out: Any, at: int) -> None:
+def turn_back(y: Any, gain: Any, out: Any, at: int) -> None:
     _hadamard(y)
     for i in range(GROUP):
         out[at + i] = y[i] * (gain * _FLIPS[i])
 
 
 @inline
-def _round_scales(t: Any, half: int, told: Any, scale: Any, scale_bits: Any) -> None:
+def round_scales(t: Any, half: int, told: Any, scale: Any, scale_bits: Any) -> None:
     """Round the scales in t to four binary places; `half` 0x40000 rounds to the nearest, 0x7FFFF up."""
     for c in range(LANES):
         scale[c] = t[c] if t[c] >= _TINY else _ZERO
@@ -128,161 +124,7 @@ def _round_scales(t: Any, half: int, told: Any, scale: Any, scale_bits: Any) -> 
 
 
 @inline
-def _inverse(levels: Any, scale: Any, out: Any) -> None:
+def inverse(levels: Any, scale: Any, out: Any) -> None:
     for c in range(LANES):
         out[c] = levels / scale[c] if scale[c] > _ZERO else _ZERO
-    _spread(out)
-
-
-# ---- To codes: each leaves the rounded scales, and in the first row of t the sum of its levels' squares ----
-
-
-@inline
-def code8(
-    x: Any, at: int, power: Any, y: Any, t: Any, u: Any, v: Any, told: Any, scale: Any, bits: Any, codes: Any
-) -> None:
-    """q = 127 x / s rounded, with s = max |x|: codes q + 128."""
-    for i in range(GROUP):
-        y[i] = x[at + i] * power
-    _largest(y, t)
-    _round_scales(t, 0x7FFFF, told, scale, bits)
-    _inverse(_F(127), scale, u)
-    for i in range(GROUP):
-        q = np.floor(y[i] * u[i] + _HALF)
-        t[i] = q * q
-        codes[i] = np.uint8(np.int32(q) + _128)
-    sum_rows(t)
-
-
-@inline
-def _cell(y: Any, inverse: Any) -> Any:
-    return min(max(np.floor(y * inverse), -_EIGHT), _F(7))
-
-
-@inline
-def code4(
-    x: Any, at: int, power: Any, y: Any, t: Any, u: Any, v: Any, told: Any, scale: Any, bits: Any, codes: Any
-) -> None:
-    """Level q + 1/2 with q = floor(8 y / s) of the turned block y, s = max |y|: codes q + 8."""
-    _turn(x, at, power, y)
-    _largest(y, t)
-    _round_scales(t, 0x7FFFF, told, scale, bits)
-    _inverse(_EIGHT, scale, u)
-    for i in range(GROUP // 2):
-        low, high = _cell(y[i], u[i]), _cell(y[i + GROUP // 2], u[i])
-        t[i] = (low + _HALF) * (low + _HALF) + (high + _HALF) * (high + _HALF)
-        codes[i] = np.uint8((np.int32(low) + _8) | (np.int32(high) + _8) << _4)
-    for i in range(GROUP // 2, GROUP):
-        t[i] = _ZERO
-    sum_rows(t)
-
-
-@inline
-def _sign_and_level(y: Any, square: Any) -> Any:
-    return np.int32(y < _ZERO) | np.int32(square > _ONE) << _1
-
-
-@inline
-def code2(
-    x: Any, at: int, power: Any, y: Any, t: Any, u: Any, v: Any, told: Any, scale: Any, bits: Any, codes: Any
-) -> None:
-    """Levels +-INNER and +-OUTER of the turned block y: codes with a bit for minus, and a bit for outer above it.
-
-    s = sum |y| level / sum level^2 is the scale that comes nearest to y.
-    """
-    _turn(x, at, power, y)
-    for i in range(GROUP):
-        t[i] = y[i] * y[i]
-    sum_rows(t)
-    for c in range(LANES):
-        v[c] = LIMIT * np.sqrt(t[c] * _MEAN)
-    _spread(v)
-    for i in range(GROUP):
-        level = OUTER if abs(y[i]) > v[i] else INNER
-        t[i] = abs(y[i]) * level
-        u[i] = level * level
-    for i in range(_QUARTER):
-        low = _sign_and_level(y[i], u[i]) | _sign_and_level(y[i + _QUARTER], u[i + _QUARTER]) << _2
-        third, last = i + 2 * _QUARTER, i + 3 * _QUARTER
-        high = _sign_and_level(y[third], u[third]) | _sign_and_level(y[last], u[last]) << _2
-        codes[i] = np.uint8(low | high << _4)
-    sum_rows(t)
-    sum_rows(u)
-    for c in range(LANES):
-        t[c] /= u[c]
-    _round_scales(t, 0x40000, told, scale, bits)
-    for c in range(LANES):
-        t[c] = u[c]
-
-
-@inline
-def code1(
-    x: Any, at: int, power: Any, y: Any, t: Any, u: Any, v: Any, told: Any, scale: Any, bits: Any, codes: Any
-) -> None:
-    """Signs of the turned block y: a bit for minus; s = mean |y|."""
-    _turn(x, at, power, y)
-    for i in range(GROUP):
-        t[i] = abs(y[i])
-    sum_rows(t)
-    for c in range(LANES):
-        t[c] *= _MEAN
-    _round_scales(t, 0x40000, told, scale, bits)
-    for i in range(_EIGHTH):
-        byte = np.int32(y[i] < _ZERO)
-        for k in range(1, 8):
-            byte |= np.int32(y[i + k * _EIGHTH] < _ZERO) << np.int32(k)
-        codes[i] = np.uint8(byte)
-    for c in range(LANES):
-        t[c] = _F(ROWS)
-
-
-# ---- Back: codes and the scales s of a group's blocks to gain times what they stand for; t is room ----
-
-
-@inline
-def _spread_scales(scale: Any, t: Any) -> None:
-    for c in range(LANES):
-        t[c] = scale[c]
-    _spread(t)
-
-
-@inline
-def value8(codes: Any, scale: Any, gain: Any, y: Any, t: Any, out: Any, at: int) -> None:
-    """Gain s (code - 128)."""
-    _spread_scales(scale, t)
-    for i in range(GROUP):
-        out[at + i] = _F(np.int32(codes[i]) - _128) * t[i] * gain
-
-
-@inline
-def value4(codes: Any, scale: Any, gain: Any, y: Any, t: Any, out: Any, at: int) -> None:
-    """Gain s (code - 7.5), turned back."""
-    _spread_scales(scale, t)
-    for i in range(GROUP // 2):
-        byte = np.int32(codes[i])
-        y[i] = (_F(byte & _15) - _F(7.5)) * t[i]
-        y[i + GROUP // 2] = (_F(byte >> _4) - _F(7.5)) * t[i]
-    _turn_back(y, gain, out, at)
-
-
-@inline
-def value2(codes: Any, scale: Any, gain: Any, y: Any, t: Any, out: Any, at: int) -> None:
-    """Gain s level, turned back."""
-    _spread_scales(scale, t)
-    for k in range(4):
-        for i in range(_QUARTER):
-            code = np.int32(codes[i]) >> np.int32(2 * k)
-            level = OUTER if code & _2 else INNER
-            y[i + k * _QUARTER] = (-level if code & _1 else level) * t[i]
-    _turn_back(y, gain, out, at)
-
-
-@inline
-def value1(codes: Any, scale: Any, gain: Any, y: Any, t: Any, out: Any, at: int) -> None:
-    """Gain s sign, turned back."""
-    _spread_scales(scale, t)
-    for k in range(8):
-        for i in range(_EIGHTH):
-            minus = np.int32(codes[i]) >> np.int32(k) & _1
-            y[i + k * _EIGHTH] = -t[i] if minus else t[i]
-    _turn_back(y, gain, out, at)
+    spread(out)

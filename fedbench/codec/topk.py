@@ -119,7 +119,7 @@ def _place(counts: Any, places: Any, values: Any, out: Any) -> Any:
     out[:] = 0
     kept = 0
     for run in range(counts.size):
-        before = np.int64(-1)
+        before: Any = -1
         for _ in range(counts[run]):
             at = np.int64(places[kept])
             if at <= before or run * 256 + at >= out.size:
