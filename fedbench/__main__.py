@@ -143,7 +143,8 @@ def _bench(verbs: Verbs) -> None:
         "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
         "Measure one part of fedbench beside its reference in the same process.",
     )
-    bench.add_argument("bench", metavar="NAME", help="zo-step, perturb, update, memory, transport, or all")
+    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, or all"
+    bench.add_argument("bench", metavar="NAME", help=names)
     bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
     bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")
     bench.add_argument("--model", metavar="M", help="a model's name, or a known shape (default: opt-125m)")

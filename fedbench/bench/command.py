@@ -14,7 +14,7 @@ from fedbench.base import provenance
 from fedbench.base.errors import EXIT_OK, ConfigError, nearest
 from fedbench.bench.harness import Options
 
-_NAMES = ("zo-step", "perturb", "update", "memory", "transport", "overlap", "pipeline")
+_NAMES = ("zo-step", "perturb", "update", "memory", "codec", "transport", "overlap", "pipeline")
 
 #: Benchmark -> its module's name, which has `run(options)`.
 BENCHES = {name: name.replace("-", "_") for name in _NAMES}

@@ -60,14 +60,15 @@ def _encode(x: Any, power: Any, codes: Any) -> Any:
     bits, shifted_bits = size.view(np.int32), shifted.view(np.int32)
     for at in range(0, n, GROUP):
         count = min(GROUP, n - at)
+        own, lower, upper = x[at : at + count], codes[at : at + count], codes[n + at : n + at + count]
         size[:] = _ZERO
         for i in range(count):
-            size[i] = abs(x[at + i] * power)
+            size[i] = abs(own[i] * power)
         _halves(size, bits, shifted, shifted_bits, half)
         for i in range(count):
-            codes[at + i] = np.uint8(half[i] & _LOW)
+            lower[i] = np.uint8(half[i] & _LOW)
         for i in range(count):
-            codes[n + at + i] = np.uint8(half[i] >> _8 | np.int32(x[at + i] < _ZERO) << _7)
+            upper[i] = np.uint8(half[i] >> _8 | np.int32(own[i] < _ZERO) << _7)
         for i in range(GROUP):
             bits[i] = half[i] << _13
         for i in range(GROUP):

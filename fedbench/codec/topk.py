@@ -79,9 +79,8 @@ def _values(codes: np.ndarray) -> np.ndarray:
 @kernel(BITS, types.int64, entry="limit")
 def _limit(x: Any, kept: int) -> Any:
     """Return the size (as bits) of the entry that is number `kept` by size, and how many of just that size are kept."""
-    prefix: Any = 0
-    left = kept
-    counts = np.empty(2048, np.int64)
+    prefix, left = 0, kept
+    counts: Any = np.empty(2048, np.int64)
     for shift, width in ((20, 11), (10, 10), (0, 10)):
         counts[:] = 0
         for i in range(x.size):
@@ -120,7 +119,7 @@ def _place(counts: Any, places: Any, values: Any, out: Any) -> Any:
     out[:] = 0
     kept = 0
     for run in range(counts.size):
-        before = -1
+        before = np.int64(-1)
         for _ in range(counts[run]):
             at = np.int64(places[kept])
             if at <= before or run * 256 + at >= out.size:

@@ -33,8 +33,8 @@ PLAIN: dict[str, Any] = {
     "data": {"public_per_class": 8},
     "comm": {"deadline_s": 60.0},
 }
-#: More devices than take part, several local steps and directions, Gaussian, compressed, dropouts, about a quarter of
-#: the answers too late: all state that a stop can lose.
+#: More devices than take part, several local steps and directions, Gaussian, guides in 4 bits with error feedback inside
+#: LZ4 frames, dropouts, about a quarter of the answers too late: all state that a stop can lose.
 HARD: dict[str, Any] = {
     "run": {"rounds": ROUNDS, "seed": 4, "eval_every": 3},
     "federation": {
@@ -47,13 +47,19 @@ HARD: dict[str, Any] = {
     },
     "data": {"public_per_class": 8},
     "zo": {"perturbations": 2, "distribution": "gaussian"},
-    "comm": {"lz4": True, "deadline_s": 60.0},
+    "comm": {"codec": "int4", "error_feedback": True, "lz4": True, "deadline_s": 60.0},
     "link": {"clock": "virtual", "latency": "10ms", "jitter": "100ms"},
     "profile": {"flops_per_s": 1e12, "spread": 0.3, "dropout": 0.2, "deadline_s": 0.15},
 }
 #: Architectures of transformers: a decoder with tied embeddings in micro-batches, an encoder with padding.
-OPT: dict[str, Any] = PLAIN | {"model": {"name": "shape:opt-tiny", "micro_batch": 2}}
-ROBERTA: dict[str, Any] = PLAIN | {"model": {"name": "shape:roberta-tiny", "trainable": "full"}}
+OPT: dict[str, Any] = PLAIN | {
+    "model": {"name": "shape:opt-tiny", "micro_batch": 2},
+    "comm": {"codec": "sign", "deadline_s": 60.0},
+}
+ROBERTA: dict[str, Any] = PLAIN | {
+    "model": {"name": "shape:roberta-tiny", "trainable": "full"},
+    "comm": {"codec": "topk", "deadline_s": 60.0},
+}
 #: Settings that keep a method's runs short and lose nothing of what is compared.
 SHORT: dict[str, dict[str, Any]] = {
     "bitfit": {"public_rounds": 2},

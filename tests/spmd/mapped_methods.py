@@ -25,6 +25,7 @@ METHODS = ("fedmezo", "fedspzo", "cooperllm", "fedavg")
 RESIDENT = copy.deepcopy(HARD)
 RESIDENT["federation"]["batch_size"] = 5
 RESIDENT["model"] = {"micro_batch": 2}
+RESIDENT["comm"]["codec"] = "int8"
 MAPPED = copy.deepcopy(RESIDENT)
 MAPPED["model"]["mapped"] = True
 VARIANTS = {"resident": RESIDENT, "mapped": MAPPED}

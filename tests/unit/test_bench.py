@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,13 @@ KEYS = {
     "zo-step": ("ratio_two_forwards", "speedup_over_mezo"),
     "perturb": ("ratio_two_memcpy",),
     "update": ("seconds_per_direction",),
+    "codec": ("gb_per_s",),
 }
+
+
+def leaves(tree: Any) -> list[float]:
+    """Return the numbers of a tree."""
+    return [number for branch in tree.values() for number in leaves(branch)] if isinstance(tree, dict) else [tree]
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +45,7 @@ def _threads_as_before() -> object:
 
 @pytest.mark.parametrize(
     ("bench", "model"),
-    [("zo-step", "shape:roberta-tiny"), ("perturb", "embedded"), ("update", "embedded")],
+    [("zo-step", "shape:roberta-tiny"), ("perturb", "embedded"), ("update", "embedded"), ("codec", "embedded")],
 )
 def test_json_has_the_fixed_keys_for_each_number_of_threads(
     bench: str, model: str, capsys: pytest.CaptureFixture[str]
@@ -47,7 +54,7 @@ def test_json_has_the_fixed_keys_for_each_number_of_threads(
     found = json.loads(capsys.readouterr().out)
     for place in (found, found["threads_1"], found["threads_2"]):
         for key in KEYS[bench]:
-            values = place[key].values() if isinstance(place[key], dict) else [place[key]]
+            values = leaves(place[key])
             assert values
             assert all(math.isfinite(value) and value > 0 for value in values)
         assert all(len(samples) >= 2 for samples in place["samples_s"].values())

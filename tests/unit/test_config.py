@@ -137,6 +137,7 @@ BAD_SETTINGS: list[tuple[str, list[str]]] = [
     ("method.fedmezo.lr=-1", ["method.fedmezo.lr: found -1"]),
     ("method.fedspzo.splitt=1", ["method.fedspzo.splitt: unknown key", "Nearest: method.fedspzo.split."]),
     ("comm.codec=int99", ["comm.codec: found 'int99'", "'raw'"]),
+    ("comm.error_feedback=true", ["comm: error_feedback = true has nothing to give back with codec = 'raw'"]),
     ("federation.sampled=99", ["federation: sampled = 99 is more than devices = 8"]),
 ]
 
@@ -230,10 +231,9 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "data.public": "embedded:poor", "data.text_columns": '["a"]', "data.label_column": "y", "data.head": "linear",
         "data.template": "{text} so {mask}", "data.label_words": '["a", "b"]',
         "data.max_length": 9, "data.public_per_class": 3, "data.public_labels": "shuffled", "zo.epsilon": 0.1,
-        "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.lz4": "true", "comm.guide_lag": 1,
-        "comm.guide_reuse": "resend",
-        "comm.adapt": "measured",
-        "profile.flops_per_s": 1e9, "comm.deadline_s": 3,
+        "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.codec": "int4", "comm.lz4": "true",
+        "comm.error_feedback": "true", "comm.deadline_s": 3, "comm.guide_lag": 1, "comm.guide_reuse": "resend",
+        "comm.adapt": "measured", "profile.flops_per_s": 1e9,
         "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
         "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
         "link.jitter": "2ms", "run.train_every": 2, "federation.rows": 8, "profile.name": "lte",
@@ -242,10 +242,13 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "profile.trunk_latency": "3ms", "profile.dropout": 0.2, "profile.deadline_s": 4.0,
         "results.dir": "x", "results.checkpoint_every": 3,
     }  # fmt: skip
-    ids = {key: resolved(tmp_path, "", f"{key}={value}").run_id for key, value in changed.items()}
+    with_codec = {"comm.error_feedback": ("comm.codec=int8",)}  # it needs one that loses something
+    ids = {
+        key: resolved(tmp_path, "", *with_codec.get(key, ()), f"{key}={value}").run_id for key, value in changed.items()
+    }
     for key, run_id in ids.items():
         assert (run_id == plain.run_id) == (key in OUTSIDE_HASH), key
-    known = set(flatten(as_tree(plain.config))) - {"method.name", "comm.codec"}  # one value allowed so far
+    known = set(flatten(as_tree(plain.config))) - {"method.name"}
     assert set(changed) == known, "a key without a test"
     others = [run_id for key, run_id in ids.items() if key not in OUTSIDE_HASH]
     assert len(set(others)) == len(others)
