@@ -51,12 +51,17 @@ def told(found: Found, ours: str, run: Race) -> tuple[str, ...]:
     each = ", ".join(f"{name} {times(value)}" for name, value in sorted(run.each.items(), key=lambda at: at[1].value))
     reached = sum(own.summary.rounds_to_target is not None for own in found.of(ours).values())
     planned = len(found.of(ours)) + len(found.lost.get(ours, {}))
-    looked = {name: next(iter(found.of(name).values())).config["run"]["eval_every"] for name in (ours, run.best)}
     return (
         f"Best baseline: {run.best}. {ours} against each: {each}.",
         f"{ours} reached the target on {reached} of {planned} seeds.",
-        f"The target is looked for every {looked[ours]} round(s) of {ours} and every {looked[run.best]} of {run.best}.",
+        f"The target is looked for {_looked(found, ours)} of {ours} and {_looked(found, run.best)} of {run.best}.",
     )
+
+
+def _looked(found: Found, arm: str) -> str:
+    run = next(iter(found.of(arm).values())).config["run"]
+    first = f"after each of the first {run['eval_first']} rounds and then " if run["eval_first"] else ""
+    return f"{first}every {run['eval_every']} round(s)"
 
 
 def missing(found: Found, arms: Iterable[str]) -> tuple[str, ...]:

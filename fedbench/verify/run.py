@@ -98,7 +98,8 @@ def read(plan: Plan, unfit: str) -> Found:
             if failure is not None and failure.kind == failures.DIVERGED:
                 lost.setdefault(arm, {})[line.seed] = failure.reason
             else:
-                absent[arm] = unfit or f"seed {line.seed} failed: {failure.reason if failure else 'not run'}"
+                told = f"failed: {failure.reason}" if failure else "was not run"
+                absent[arm] = unfit or f"seed {line.seed} {told}"
     return Found(plan.task, runs, lost, absent)
 
 

@@ -274,6 +274,7 @@ def test_the_page_shows_every_arm_beside_public_only() -> None:
     for line in (
         "| cooperllm.convergence | embedded:poor | 7.5x | 7.5 to 7.5 | >= 8.8x | partly |",
         "- embedded:poor: partly. Best baseline: fedzo. cooperllm against each: fedzo 7.5x. cooperllm reached the target",
+        "The target is looked for every 1 round(s) of cooperllm and every 1 round(s) of fedzo.",
         "fedzo diverged on 1 seed(s): 2001.",
         "| arm | seeds | 10 | 20 | 40 |",
         "| cooperllm_plus | 2 | 90.0 ± 0.0 | 90.0 ± 0.0 | 90.0 ± 0.0 |",
