@@ -22,7 +22,7 @@ class PlanCoder:
 
     def __init__(self, codec: Codec | None, *, feedback: bool = False) -> None:
         self._codec = codec
-        self._feedback = feedback
+        self.feedback = feedback
         self._lost: dict[str, np.ndarray] = {}
         self._sent: dict[str, np.ndarray] = {}
         self._sign = 1.0
@@ -34,7 +34,7 @@ class PlanCoder:
 
     def prepare(self, units: Sequence[Unit], plan: Arrays, sign: float) -> Arrays:
         """Return what is to be coded in the place of a plan that was made with a random sign (cloud only)."""
-        if not self._feedback:
+        if not self.feedback:
             return plan
         whole = {unit.name: plan[unit.name] for unit in units if unit.lossy}
         with_lost = {

@@ -64,13 +64,14 @@ class Plans:
             inbox = self._resent(at, place)
             shares = (1.0,) if inbox is None else self._shares
             return Sent(tuple(ahead), inbox, flops, shares=shares, again=inbox is not None)
-        if made is not None:
+        feeds_back = made is not None and self.coder.feedback
+        if made is not None and feeds_back:
             with self._clock.span("cloud", "feedback"):
                 made = self.coder.prepare(units, made, algorithm.plan_sign(at))
         codecs = self._codecs(at, units, made, place, outcome, ahead)
         with self._clock.span("send", "plan"):
             inbox = star.down("plan", units, made, place, devices=at.devices, codecs=codecs)
-        if made is not None:
+        if feeds_back:
             with self._clock.span("cloud", "feedback"):
                 self.coder.settle(inbox)
         self._last, self._shares = _Last(units, made, codecs), tuple(self._shared(at, units))

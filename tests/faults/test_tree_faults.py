@@ -43,17 +43,17 @@ CELLS = {
 }
 
 
-def play(cell: Cell, folder: Path) -> tuple[mpi.Ended, float]:
-    """Return what became of the job of a cell, and when the fault came."""
+def play(cell: Cell, folder: Path) -> tuple[mpi.Ended, float, Path]:
+    """Return what became of the job of a cell, when the fault came, and where its run file would be."""
     job, mark = write_job(folder, deadline_s=cell.deadline_s), folder / "mark"
     words = [mpi.console_script(), "run", str(job), "-n", str(RANKS), "--results", str(folder)]
     words += ["--set", "comm.topology=tree", "--set", "comm.edges=2"]
     ended = mpi.run(words, folder / "log", faulty(cell.fault, cell.rank, "round", mark))
-    return ended, float(mark.read_text().split()[0]) if mark.exists() else float("nan")
+    return ended, float(mark.read_text().split()[0]) if mark.exists() else float("nan"), folder
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[mpi.Ended, float]]]]:
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[tuple[mpi.Ended, float, Path]]]]:
     """Start all jobs."""
     mpi.launcher()
     folder = tmp_path_factory.mktemp("tree")
@@ -64,12 +64,12 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
 
 @pytest.mark.parametrize("name", CELLS)
 def test_all_ranks_end_and_the_cause_names_who_it_was(
-    jobs: dict[str, Future[tuple[mpi.Ended, float]]], name: str, tmp_path: Path
+    jobs: dict[str, Future[tuple[mpi.Ended, float, Path]]], name: str
 ) -> None:
-    (ended, fault_at), cell = jobs[name].result(), CELLS[name]
+    (ended, fault_at, folder), cell = jobs[name].result(), CELLS[name]
     assert ended.code not in (0, EXIT_USER, EXIT_STOPPED), ended.told()
     assert not ended.left, ended.told()
-    assert not run_files(tmp_path), ended.told()
+    assert not run_files(folder), ended.told()
     waited = 2 * cell.deadline_s if cell.fault == "stop" else 0.0
     assert ended.ended_at - fault_at < waited + FAULT_DEADLINE_S, ended.told()
     for words in cell.told:

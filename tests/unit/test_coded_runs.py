@@ -64,8 +64,8 @@ def test_the_guide_that_all_use_is_the_decoded_one_and_of_length_1(codec: str) -
     tiny = Tiny(built)
     tiny.play(1)
     span = built.algorithm._guides._span  # type: ignore[attr-defined]
-    units = built.algorithm._guides.layout.units()  # type: ignore[attr-defined]
-    square = sum(float(np.square(span.arrays[unit.name], dtype=np.float64).sum()) for unit in units)
+    units = span.cutting.units()
+    square = sum(float(np.square(span.units[unit.name], dtype=np.float64).sum()) for unit in units)
     assert square == pytest.approx(1.0, rel=1e-5)
     coded = sum(coded_bytes(unit, CODECS[codec]) < unit.raw_bytes for unit in units)
     assert coded > len(units) / 2
@@ -79,7 +79,7 @@ def test_error_feedback_changes_the_guides_from_the_second_on() -> None:
         for _ in range(2):
             tiny.play(1)
             digests[feedback].append(tiny.runner.trajectory.digest)
-        assert bool(tiny.runner.coder.state()) == feedback
+        assert bool(tiny.runner.plans.coder.state()) == feedback
     assert digests[False][0] == digests[True][0]
     assert digests[False][1] != digests[True][1]
 
@@ -101,7 +101,7 @@ def test_a_stop_loses_nothing_of_what_coding_lost(guide_every: int, tmp_path: Pa
         assert ended == ("rounds" if stop == 4 else "stopped")
     assert same(weights(tiny.built.trainable), weights(straight.built.trainable))
     assert tiny.runner.trajectory.digest == straight.runner.trajectory.digest
-    found, expected = tiny.runner.coder.state(), straight.runner.coder.state()
+    found, expected = tiny.runner.plans.coder.state(), straight.runner.plans.coder.state()
     assert expected
     assert same(found, expected)
 
