@@ -35,17 +35,22 @@ class Progress(NamedTuple):
 AT_WAITS = Progress()
 
 
+def refuse_missing_threads(transport: Transport, policy: str) -> None:
+    """Raise ConfigError where a policy needs a thread and the transport can't be called from two."""
+    if policy == "thread" and not transport.takes_threads:
+        raise ConfigError(
+            "comm.progress: found 'thread', but the MPI library does not grant THREAD_MULTIPLE; allowed with it: "
+            "'none', 'poll'."
+        )
+
+
 class Mail:
     """Sends and receives of one rank; with a pacer, what goes over a device's link is held back until it is due."""
 
     def __init__(
         self, transport: Transport, clock: Clock, deadline_s: float, pacer: Pacer | None, progress: Progress
     ) -> None:
-        if progress.policy == "thread" and not transport.takes_threads:
-            raise ConfigError(
-                "comm.progress: found 'thread', but the MPI library does not grant THREAD_MULTIPLE; allowed with it: "
-                "'none', 'poll'."
-            )
+        refuse_missing_threads(transport, progress.policy)
         self.transport = transport
         self.clock = clock
         self.deadline_s = deadline_s
@@ -133,7 +138,9 @@ class Mail:
 
     def finish(self, left: Callable[[], None]) -> None:
         """Complete what is watched, what was sent, then what `left` knows; WireError if a message never met another."""
-        self.wait([request for queue in self._watched.values() for request in queue], "messages to pass on")
+        with self.lock:  # a progress thread has some of a queue in its hands for moments
+            watched = [request for queue in self._watched.values() for request in queue]
+        self.wait(watched, "messages to pass on")
         for slot in list(self._sending):
             self.settle(slot)
         left()

@@ -23,6 +23,7 @@ from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
 from fedbench.codec.frame import Place
 from fedbench.comm.base import Transport
 from fedbench.comm.connect import connect
+from fedbench.comm.mail import refuse_missing_threads
 from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, launch, spans
@@ -111,7 +112,9 @@ class Execution:
         transport, error, built = self._transport, None, None
         try:
             self._memory.enter("load")
-            built = construct(make_job(transport.size))
+            job = make_job(transport.size)
+            refuse_missing_threads(transport, job.config.comm.progress)
+            built = construct(job)
             every = sum(p.nbytes for p in built.cut.parameters())
             self._memory.weights(built.cut.residency.bytes_held() or every)
             self._memory.enter("train")

@@ -11,7 +11,7 @@ import pytest
 
 from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
-from fedbench.base.errors import ConfigError
+from fedbench.base.errors import ConfigError, WireError
 from fedbench.base.job import CommSection, LinkSection
 from fedbench.base.link import Link
 from fedbench.codec.frame import HEADER_BYTES, Note, Place
@@ -157,6 +157,26 @@ def test_waits_release_what_is_held_back() -> None:
     assert inbox["a"].sum() == 232
     assert 0.06 <= time.monotonic() - start < 5.0
     topology.finish()
+
+
+def test_the_end_waits_for_messages_that_the_progress_thread_has_in_its_hands() -> None:
+    mail = Mail(Rank(Hub(1), 0), Clock(), 1.0, None, Progress())
+    mail.watch("up", mail.receive(np.empty(1, np.uint8), 0, 0))
+    (queue,), taken = mail._watched.values(), threading.Event()
+
+    def advance() -> None:
+        with mail.lock:
+            request = queue.popleft()
+            taken.set()
+            time.sleep(0.1)
+            queue.append(request)
+
+    other = threading.Thread(target=advance)
+    other.start()
+    assert taken.wait(5.0)
+    with pytest.raises(WireError, match="waits for messages to pass on"):
+        mail.finish(lambda: None)
+    other.join()
 
 
 def test_a_thread_needs_a_library_that_takes_threads() -> None:

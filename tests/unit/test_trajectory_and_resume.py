@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tinyruns import Tiny, make, make_job, same, shrunk, weights
 
-from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, ResultError
+from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER, ResultError
 from fedbench.base.identity import config_sha256
 from fedbench.comm.loopback import Loopback
 from fedbench.results import reader
@@ -287,6 +287,16 @@ def play(folder: Path, *, resume: bool = False, force: bool = False) -> int:
     job = make_job("cooperllm", CHANGES | {"run.target_accuracy": 0.3, "model.trainable": "head"})
     execution = execute.Execution(Loopback(), Memory())
     return execution(lambda _: job, execute.Options(folder, resume, force))
+
+
+class _NoThreads(Loopback):
+    takes_threads = False
+
+
+def test_a_library_without_threads_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = make_job("cooperllm", CHANGES | {"comm.progress": "thread"})
+    assert execute.Execution(_NoThreads(), Memory())(lambda _: job, execute.Options(tmp_path)) == EXIT_USER
+    assert "comm.progress: found 'thread'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("own_run")
