@@ -28,6 +28,7 @@ from fedbench.base.rng import generator
 from fedbench.bench import harness, ranks
 from fedbench.bench.harness import Options
 from fedbench.bench.models import Subject, subject
+from fedbench.codec import frame
 from fedbench.codec.allocate import Schedule, allocate
 from fedbench.codec.codecs import CODECS, RAW
 from fedbench.codec.coding import Codec
@@ -71,8 +72,9 @@ def figures(play: Play, codecs: Sequence[Codec]) -> dict[str, Any]:
     for number in range(max(6, play.options.repeats)):
         for arm in ARMS if number % 2 == 0 else reversed(ARMS):
             samples[arm].append(play.once(arm, codecs))
-    link, coded = play.link_bit_s, [8.0 * c.coded_bytes(u.entries) for c, u in zip(codecs, play.units, strict=True)]
-    fill_s = max(coded) / link
+    link, framed = play.link_bit_s, [8.0 * frame.bound(u, c) for c, u in zip(codecs, play.units, strict=True)]
+    payload = [8.0 * frame.coded_bytes(u, c) for c, u in zip(codecs, play.units, strict=True)]
+    fill_s = max(framed) / link
     compute, transfer, both, sequential = (np.array(samples[arm]) for arm in ARMS)
     ideal = np.maximum(compute, transfer) + fill_s
     hidden = np.clip((transfer + compute - both) / np.minimum(transfer, compute), 0.0, 1.0)
@@ -90,10 +92,10 @@ def figures(play: Play, codecs: Sequence[Codec]) -> dict[str, Any]:
         "rounds": len(both),
         "link_bit_s": link,
         "fill_s": fill_s,
-        "nominal_transfer_s": sum(coded) / link,
-        "units": len(coded),
+        "nominal_transfer_s": sum(framed) / link,
+        "units": len(framed),
         "units_by_codec": used,
-        "bits_per_entry": sum(coded) / sum(unit.entries for unit in play.units),
+        "bits_per_entry": sum(payload) / sum(unit.entries for unit in play.units),
         "medians_s": harness.medians(samples),
         "samples_hidden": hidden.tolist(),
         "samples_s": samples,
@@ -161,8 +163,7 @@ class Play:
         chosen = [RAW] * len(self.units)
         if self.star.is_cloud:
             squares = np.array([float(np.square(self._guide[u.name], dtype=np.float64).sum()) for u in self.units])
-            entries = [unit.entries for unit in self.units]
-            chosen = allocate(entries, squares, self.schedule(compute_s), self.link_bit_s)
+            chosen = allocate(self.units, squares, self.schedule(compute_s), self.link_bit_s)
         ids = self.transport.agree([codec.id for codec in chosen], _DEADLINE_S, "choose codecs")
         named = {codec.id: codec for codec in CODECS.values()}
         return [named[number] for number in ids]

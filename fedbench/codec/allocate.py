@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedbench.base.arrays import Unit
+from fedbench.codec import frame
 from fedbench.codec.codecs import CODECS
 from fedbench.codec.coding import Codec
 
@@ -38,16 +40,16 @@ def lost(codec: Codec) -> float:
     return 0.0 if codec.id == 0 else max(1.0 - codec.cosine**2, _HALF)
 
 
-def allocate(entries: Sequence[int], squares: np.ndarray, schedule: Schedule, bit_s: float) -> list[Codec]:
-    """Return one codec a unit, given entries and squared lengths (float64 [n]) and the link's rate in bit/s.
+def allocate(units: Sequence[Unit], squares: np.ndarray, schedule: Schedule, bit_s: float) -> list[Codec]:
+    """Return the codec that each unit travels in, given squared lengths (float64 [n]) and the link's rate in bit/s.
 
-    Every unit begins at the least codec. Then the step up that saves the most of the guide's squared length for each
-    bit is taken, over and over, while all units still arrive in time; that is reverse water-filling on the units'
-    variances, b = mean + log2(var / geometric mean) / 2, cut to the codecs there are. A link that is too slow even for
-    the least codec leaves all units there.
+    A unit costs its whole frame, header included. Every unit begins at the least codec. Then the step up that saves
+    the most of the guide's squared length for each bit is taken, over and over, while all units still arrive in time;
+    that is reverse water-filling on the units' variances, b = mean + log2(var / geometric mean) / 2, cut to the
+    codecs there are. A link that is too slow even for the least codec leaves all units there.
     """
-    count = len(entries)
-    bits = np.array([[8.0 * codec.coded_bytes(n) for codec in LADDER] for n in entries])
+    count = len(units)
+    bits = np.array([[8.0 * frame.bound(unit, codec) for codec in LADDER] for unit in units])
     room = bit_s * (schedule.reads_s + SLACK * schedule.total_s) - np.cumsum(bits[:, 0])
     level = np.zeros(count, np.int64)
     worth = [_worth(bits[k], float(squares[k]), 0, k) for k in range(count)]
@@ -62,7 +64,7 @@ def allocate(entries: Sequence[int], squares: np.ndarray, schedule: Schedule, bi
         room[k:] -= more
         level[k] = step
         heapq.heappush(worth, _worth(bits[k], float(squares[k]), step, k))
-    return [LADDER[step] for step in level]
+    return [frame.codec_of(unit, LADDER[step]) for unit, step in zip(units, level, strict=True)]
 
 
 def _worth(bits: np.ndarray, square: float, level: int, unit: int) -> tuple[float, int, int]:

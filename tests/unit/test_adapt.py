@@ -36,7 +36,8 @@ def bits_at(rate: str, method: str = "cooperllm") -> list[float]:
 @pytest.mark.parametrize("method", METHODS)
 def test_bits_follow_the_rate(method: str) -> None:
     slow, middling, fast = (bits_at(rate, method) for rate in ("100kbit/s", "4Mbit/s", "100Gbit/s"))
-    assert set(slow) == {LADDER[0].bits}
+    assert slow.count(LADDER[0].bits) > len(slow) / 2
+    assert set(slow) <= {LADDER[0].bits, 32.0}, "units of a few entries travel raw"
     assert set(fast) == {LADDER[-1].bits, LADDER[0].bits}, "raw, but for biases whose gradient is zero"
     assert len(set(middling)) > 1
     assert np.mean(slow) < np.mean(middling) < np.mean(fast)

@@ -7,19 +7,22 @@ import itertools
 import numpy as np
 import pytest
 
+from fedbench.base.arrays import Unit
+from fedbench.codec import frame
 from fedbench.codec.allocate import LADDER, SLACK, Schedule, allocate, lost
+from fedbench.codec.codecs import CODECS
 from fedbench.codec.coding import Codec
 
 N = 40
-ENTRIES = [65536] * N
+UNITS = [Unit(f"u{k}", (65536,), lossy=True) for k in range(N)]
 SECONDS = 1.0
 SCHEDULE = Schedule(np.arange(N) / N * SECONDS, SECONDS)
-RAW_BITS = 32.0 * sum(ENTRIES)
+RAW_BITS = 32.0 * sum(unit.entries for unit in UNITS)
 
 
 def arrivals(codecs: list[Codec], bit_s: float) -> np.ndarray:
     """Return when each unit has arrived."""
-    return np.cumsum([8.0 * c.coded_bytes(n) for c, n in zip(codecs, ENTRIES, strict=True)]) / bit_s
+    return np.cumsum([8.0 * frame.bound(u, c) for c, u in zip(codecs, UNITS, strict=True)]) / bit_s
 
 
 def missed(codecs: list[Codec], squares: np.ndarray) -> float:
@@ -30,7 +33,7 @@ def missed(codecs: list[Codec], squares: np.ndarray) -> float:
 def test_every_unit_is_there_when_it_is_read(share: float) -> None:
     squares = np.random.default_rng(3).exponential(size=N)
     bit_s = share * RAW_BITS / SECONDS
-    codecs = allocate(ENTRIES, squares, SCHEDULE, bit_s)
+    codecs = allocate(UNITS, squares, SCHEDULE, bit_s)
     late = arrivals(codecs, bit_s) - SCHEDULE.reads_s
     assert late.max() <= SLACK * SECONDS * (1 + 1e-9)
     sent = arrivals(codecs, bit_s)[-1]
@@ -39,15 +42,15 @@ def test_every_unit_is_there_when_it_is_read(share: float) -> None:
 
 def test_the_ends_of_the_ladder_are_for_links_without_bound_and_without_hope() -> None:
     squares = np.ones(N)
-    assert set(allocate(ENTRIES, squares, SCHEDULE, np.inf)) == {LADDER[-1]}
-    assert set(allocate(ENTRIES, squares, SCHEDULE, 1e-3 * RAW_BITS)) == {LADDER[0]}
+    assert set(allocate(UNITS, squares, SCHEDULE, np.inf)) == {LADDER[-1]}
+    assert set(allocate(UNITS, squares, SCHEDULE, 1e-3 * RAW_BITS)) == {LADDER[0]}
 
 
 @pytest.mark.parametrize("share", [0.08, 0.2, 0.4])
 def test_it_misses_less_than_any_single_codec_that_hides_as_well(share: float) -> None:
     squares = 10.0 ** np.random.default_rng(5).uniform(-4, 0, N)
     bit_s = share * RAW_BITS / SECONDS
-    chosen = allocate(ENTRIES, squares, SCHEDULE, bit_s)
+    chosen = allocate(UNITS, squares, SCHEDULE, bit_s)
     for codec in LADDER:
         same = [codec] * N
         if (arrivals(same, bit_s) - SCHEDULE.reads_s).max() <= SLACK * SECONDS:
@@ -59,7 +62,7 @@ def test_bits_follow_the_water_level() -> None:
     """Where all units are read at the end, bits rise by half a bit each doubling of variance, cut to the ladder."""
     squares = 4.0 ** np.arange(N)
     late = Schedule(np.full(N, SECONDS), SECONDS)
-    codecs = allocate(ENTRIES, squares, late, 0.25 * RAW_BITS)
+    codecs = allocate(UNITS, squares, late, 0.25 * RAW_BITS)
     bits = [codec.bits for codec in codecs]
     assert bits == sorted(bits)
     assert codecs[0] is LADDER[0]
@@ -68,7 +71,7 @@ def test_bits_follow_the_water_level() -> None:
 
 def test_equal_inputs_give_equal_codecs_and_zeros_get_the_least() -> None:
     squares = np.where(np.arange(N) % 2 == 0, 0.0, 1.0)
-    first, second = (allocate(ENTRIES, squares, SCHEDULE, 0.3 * RAW_BITS) for _ in range(2))
+    first, second = (allocate(UNITS, squares, SCHEDULE, 0.3 * RAW_BITS) for _ in range(2))
     assert first == second
     assert {codec.name for codec in first[::2]} == {LADDER[0].name}
 
@@ -77,3 +80,19 @@ def test_each_step_of_the_ladder_buys_less_for_a_bit() -> None:
     gains = [(lost(a) - lost(b)) / (b.bits - a.bits) for a, b in itertools.pairwise(LADDER)]
     assert gains == sorted(gains, reverse=True)
     assert min(gains) > 0
+
+
+@pytest.mark.parametrize(("entries", "fits"), [(768, 1), (65536, 36)])
+def test_a_small_unit_costs_its_header_too(entries: int, fits: int) -> None:
+    """On a link that carries all payloads at 2 bits just in time, headers of small units leave room for none of them."""
+    units = [Unit(f"u{k}", (entries,), lossy=True) for k in range(N)]
+    late = Schedule(np.full(N, SECONDS), SECONDS)
+    bit_s = 8.0 * sum(CODECS["int2"].coded_bytes(unit.entries) for unit in units) / SECONDS / (1 + SLACK)
+    codecs = allocate(units, np.ones(N), late, bit_s)
+    assert (codecs.count(CODECS["int2"]) >= fits) == (fits > 1)
+
+
+def test_units_that_no_codec_makes_smaller_are_told_raw() -> None:
+    units = [Unit("tiny", (3,), lossy=True), *UNITS]
+    codecs = allocate(units, np.ones(N + 1), Schedule(np.zeros(N + 1), SECONDS), 1.0)
+    assert [codec.name for codec in codecs] == ["raw"] + N * [LADDER[0].name]
