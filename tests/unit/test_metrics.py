@@ -123,6 +123,14 @@ def test_the_time_of_a_plan_is_known_on_a_paced_link_alone() -> None:
         assert tiny.metrics.rows[-1]["plan_s"] == pytest.approx(expected, nan_ok=True)
 
 
+def test_the_time_of_a_plan_follows_the_profiles_link() -> None:
+    tiny = Tiny(make("cooperllm", QUICK | {"link.clock": "paced", "profile.name": "lte"}, evaluated=8))
+    (outcome,) = tiny.play(1)
+    tiny.metrics.rows.append({})
+    tiny.metrics.played(outcome)
+    assert tiny.metrics.rows[-1]["plan_s"] == pytest.approx(8 * outcome.plan_bytes / 13e6)
+
+
 def test_what_was_not_evaluated_is_missing_and_not_zero() -> None:
     tiny = Tiny(make("fedmezo", QUICK | {"run.eval_every": 3}, evaluated=8))
     tiny.run()

@@ -23,6 +23,7 @@ from fedbench.models.start import features_of
 from fedbench.run.build import Built
 from fedbench.run.outcome import Outcome
 from fedbench.run.runner import Runner, weights_sha256
+from fedbench.sim.profiles import link_of
 
 _EVALUATION_ROWS = 128
 
@@ -153,8 +154,8 @@ class Metrics:
 
     def _plan_s(self, plan_bytes: int) -> float:
         """Return how long a plan takes on a paced link; NaN where links are not paced or have no rate."""
-        section = self._config.link
-        seconds = section.link.transfer_s(plan_bytes, up=False) if section.clock == "paced" else 0.0
+        paced = self._config.link.clock == "paced"
+        seconds = link_of(self._config).transfer_s(plan_bytes, up=False) if paced else 0.0
         return seconds if seconds else float("nan")
 
     def _kept(self, outcome: Outcome) -> int:
