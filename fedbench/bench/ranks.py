@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from fedbench.base import account
 from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
 from fedbench.bench.harness import Options
 from fedbench.run import launch, supervise
+from fedbench.zo.kernels import cpu
 
 
 def measured(module: str, options: Options) -> dict[str, Any] | None:
@@ -43,10 +46,13 @@ def main(module: str, asked: str, told: str) -> int:
 
 def _on_this_rank(module: str, options: Options) -> dict[str, Any] | None:
     transport = launch.enter(options.ranks)
+    account.use_threads(options.threads)
+    cpu.set_threads(options.threads)
     found: list[dict[str, Any]] = []
 
     def body() -> int:
-        found.append(importlib.import_module(f"fedbench.bench.{module}").measure(transport, options))
+        result = importlib.import_module(f"fedbench.bench.{module}").measure(transport, options)
+        found.append({**result, "threads": options.threads, "cores": os.cpu_count()})
         return EXIT_OK
 
     code = launch.guard(transport, body, lambda: f"bench {module}")
