@@ -106,7 +106,7 @@ class CooperLLM(ScalarMethod):
         self._guides.learn(outline)
 
     def plan_units(self, round_: Round) -> Sequence[Unit]:
-        """The guides, tensor by tensor in forward order, in the first exchange of a round that makes new ones."""
+        """The guides, stage by stage, in the first exchange of a round that makes new ones."""
         return self._guides.units(round_)
 
     def plan(self, round_: Round) -> Arrays:
@@ -117,6 +117,10 @@ class CooperLLM(ScalarMethod):
     def plan_stages(self, round_: Round) -> Sequence[int]:
         """The stages of the guides' tensors."""
         return self._guides.stages()
+
+    def plan_rows(self, round_: Round) -> Mapping[str, np.ndarray]:
+        """The rows of tables that are nearly empty."""
+        return self._guides.unit_rows()
 
     def ahead(self, round_: Round) -> None:
         """Make the next round's guides where they may lag."""

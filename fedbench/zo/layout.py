@@ -1,4 +1,4 @@
-"""How guides are cut into the units that travel: tiles of tensors, in forward order.
+"""How guides are cut into the units that travel: tiles of tensors, stage by stage.
 
 A tensor whose gradient is zero outside a few rows (embeddings, label words) travels as those rows; which ones they
 are goes ahead as the outline. Both ends derive names and sizes of all units from the outline alone.
@@ -56,6 +56,8 @@ class Layout:
         self.by_layer = by_layer
         self.count = len(self._stages) if by_layer else guides
         self._sparse = tuple(sparse)
+        #: Tensors as they travel: a stage's norms and biases before its matrices, which can't be used without them.
+        self.order = sorted(trainable, key=lambda t: (t.stage, t.parameter.ndim > 1))
 
     def name(self, guide: int, tensor: Tensor) -> str:
         """Return the name of a guide's part in a tensor."""
@@ -110,9 +112,9 @@ class Cutting:
             yield Tile(name if size <= step else f"{name}/{low // step}", low, min(low + step, size))
 
     def units(self) -> list[Unit]:
-        """Return what travels, tensor by tensor in forward order; several guides' tiles of the same place together."""
+        """Return what travels, tensor by tensor as `order` says; several guides' tiles of the same place together."""
         found: list[Unit] = []
-        for tensor in self.layout.trainable:
+        for tensor in self.layout.order:
             for tiles in zip(*(self.tiles(j, tensor) for j in self.layout.of(tensor)), strict=True):
                 found.extend(Unit(tile.name, (tile.end - tile.first,), lossy=True) for tile in tiles)
         return found
@@ -120,8 +122,18 @@ class Cutting:
     def stages(self) -> list[int]:
         """Return the stage that reads each of the units."""
         layout, found = self.layout, list[int]()
-        for tensor in layout.trainable:
+        for tensor in layout.order:
             found.extend(tensor.stage for j in layout.of(tensor) for _ in self.tiles(j, tensor))
+        return found
+
+    def unit_rows(self) -> dict[str, np.ndarray]:
+        """Return by name the rows that each unit of a table holds, int32 ascending, of tables that travel as rows."""
+        found: dict[str, np.ndarray] = {}
+        for tensor in self.layout.trainable:
+            rows, columns = self.rows(tensor), columns_of(tensor)
+            for j in self.layout.of(tensor) if rows is not None else ():
+                tiles = self.tiles(j, tensor)
+                found.update((tile.name, rows[tile.first // columns : -(-tile.end // columns)]) for tile in tiles)
         return found
 
     def cut(self, guides: Arrays) -> dict[str, np.ndarray]:

@@ -62,6 +62,20 @@ def test_units_hold_every_entry_that_is_not_zero_once(kind: str, entries: int, t
             np.testing.assert_array_equal(factor * written_out(guide, t), whole[lay.name(j, t)].reshape(-1))
 
 
+@pytest.mark.parametrize("model", ["embedded", "shape:opt-tiny"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stages_norms_and_biases_travel_before_its_matrices(kind: str, model: str, tiles_of: Any) -> None:
+    tiles_of(1000)
+    changes = {"model.name": model, "method.cooperllm.guide": kind, "data.public_per_class": 16}
+    lay, _, cutting, _ = made(make("cooperllm", changes))
+    of = {tile.name: t for t in lay.trainable for j in lay.of(t) for tile in cutting.tiles(j, t)}
+    tensors = [of[unit.name] for unit in cutting.units()]
+    assert cutting.stages() == [tensor.stage for tensor in tensors]
+    places = [(tensor.stage, tensor.parameter.ndim > 1) for tensor in tensors]
+    assert places == sorted(places)
+    assert len(set(places)) > lay.trainable.tensors[-1].stage + 1
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_have_the_same_bits_whole_in_tiles_and_without_rows(
