@@ -166,6 +166,10 @@ class Algorithm(ABC):
         """Return the stage of the model that reads each of the plan's units first; for units that are coded with loss."""
         return [0] * len(self.plan_units(round_))
 
+    def plan_rows(self, round_: Round) -> Mapping[str, np.ndarray]:
+        """Return by name which rows of a table (int32) a unit of the plan holds, for units that are not whole tensors."""
+        return {}
+
     def flops_before_plan(self, rows: int, length: int) -> float:
         """Return the FLOPs of a device on a batch before it first reads the plan."""
         return 0.0

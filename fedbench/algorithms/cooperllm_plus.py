@@ -104,6 +104,10 @@ class CooperLLMPlus(ScalarMethod):
         """The stages of the guides' tensors."""
         return self._guides.stages()
 
+    def plan_rows(self, round_: Round) -> Mapping[str, np.ndarray]:
+        """The rows of tables that are nearly empty."""
+        return self._guides.unit_rows()
+
     def flops_before_plan(self, rows: int, length: int) -> float:
         """The clean forward, and block 2's own directions."""
         if not self.settings.p2:

@@ -91,6 +91,10 @@ class Guides:
         """Return the stage that reads each unit first."""
         return self._cutting.stages()
 
+    def unit_rows(self) -> Mapping[str, np.ndarray]:
+        """Return the rows that each unit holds of a table that travels as rows."""
+        return self._cutting.unit_rows()
+
     def make(self, round_: Round) -> tuple[float, Arrays]:
         """Return the public loss (NaN for the random control) and new guides with their outline (cloud only).
 

@@ -7,7 +7,7 @@ and no two runs need choose alike. How bits are shared out among the units stand
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -60,11 +60,14 @@ class Chooser:
         self._passes = passes
         self.rates = rates
 
-    def choose(self, at: Round, units: Sequence[Unit], arrays: Arrays) -> list[Codec]:
-        """Return a codec for each unit of a plan."""
+    def choose(self, at: Round, units: Sequence[Unit], arrays: Arrays, poll: Callable[[], None]) -> list[Codec]:
+        """Return a codec for each unit of a plan; `poll` is called after each."""
         entries = [unit.entries for unit in units]
-        squares = np.array([_square(arrays[unit.name]) for unit in units])
-        return allocate(entries, squares, self.schedule(at, entries), self.rates.bit_s)
+        squares = np.zeros(len(units))
+        for k, unit in enumerate(units):
+            squares[k] = _square(arrays[unit.name])
+            poll()
+        return allocate(units, squares, self.schedule(at, entries), self.rates.bit_s)
 
     def schedule(self, at: Round, entries: Sequence[int]) -> Schedule:
         """Return what a device computes before it reads each unit, a stage's time shared out among its units."""

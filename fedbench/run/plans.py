@@ -42,7 +42,7 @@ class Plans:
         self._clock = clock
         self._trajectory = trajectory
         self._chooser = chooser_of(built)
-        self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback)
+        self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback, poll=star.poll)
         self._keeps = built.job.config.comm.guide_reuse == "keep"
         self._last: _Last | None = None
         self._shares: tuple[float, ...] = (1.0,)
@@ -67,7 +67,7 @@ class Plans:
         feeds_back = made is not None and self.coder.feedback
         if made is not None and feeds_back:
             with self._clock.span("cloud", "feedback"):
-                made = self.coder.prepare(units, made, algorithm.plan_sign(at))
+                made = self.coder.prepare(units, made, algorithm.plan_sign(at), algorithm.plan_rows(at))
         codecs = self._codecs(at, units, made, place, outcome, ahead)
         with self._clock.span("send", "plan"):
             inbox = star.down("plan", units, made, place, devices=at.devices, codecs=codecs)
@@ -117,7 +117,7 @@ class Plans:
         choice = None
         if made is not None:
             with self._clock.span("cloud", "choose"):
-                chosen = self._chooser.choose(at, units, made)
+                chosen = self._chooser.choose(at, units, made, self._star.poll)
             choice = {"codecs": np.array([codec.id for codec in chosen], np.uint8)}
             outcome.bits += [(unit.name, codec.bits) for unit, codec in zip(units, chosen, strict=True)]
             self._trajectory.join(b"codecs", choice["codecs"].data)

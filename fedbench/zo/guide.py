@@ -10,7 +10,7 @@ import torch
 from fedbench.base.account import Meter
 from fedbench.base.errors import NumericsError
 from fedbench.data.rows import Batch
-from fedbench.models.cut import Cut
+from fedbench.models.cut import Cut, State
 from fedbench.models.trainable import Trainable
 from fedbench.zo.layout import Layout
 
@@ -21,10 +21,15 @@ BACKPROP_FORWARDS = 3.0
 _INDEPENDENT = 1e-4
 
 
-def gradient(cut: Cut, trainable: Trainable, batch: Batch, meter: Meter) -> tuple[float, list[torch.Tensor]]:
-    """Return the mean loss of a batch and its gradient in every trainable tensor (float32), in evaluation mode."""
+def gradient(
+    cut: Cut, trainable: Trainable, batch: Batch, meter: Meter, poll: Callable[[], None] = lambda: None
+) -> tuple[float, list[torch.Tensor]]:
+    """Return the mean loss of a batch and its gradient in every trainable tensor (float32), in evaluation mode.
+
+    `poll` is called after each stage, forwards and backwards.
+    """
     batch = cut.residency.batch(batch)
-    loss = cut.head.losses(cut(batch), batch).mean()
+    loss = cut.head.losses(_polled(cut, batch, poll), batch).mean()
     grads = torch.autograd.grad(loss, trainable.parameters, allow_unused=True)
     meter.add(BACKPROP_FORWARDS * cut.forward_flops(*batch.ids.shape))
     value = float(loss.detach())
@@ -34,16 +39,30 @@ def gradient(cut: Cut, trainable: Trainable, batch: Batch, meter: Meter) -> tupl
     return value, filled
 
 
+def _polled(cut: Cut, batch: Batch, poll: Callable[[], None]) -> torch.Tensor:
+    """Return what the head reads of a batch by the plain forward, with `poll` called after each stage of both passes."""
+    state: State | Batch = batch
+    for stage in range(cut.stages - 1):
+        after = cut.run_stage(stage, state)
+        assert isinstance(after, State)
+        poll()
+        if after.h.requires_grad and after.h.device.type == "cpu":  # a GPU's backward runs in a thread of its own
+            after.h.register_hook(lambda _: poll())
+        state = after
+    out = cut.run_stage(cut.stages - 1, state)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
 def mean_gradient(
     cut: Cut, trainable: Trainable, batches: Iterable[Batch], meter: Meter, poll: Callable[[], None] = lambda: None
 ) -> tuple[float, list[torch.Tensor]]:
-    """Return loss and gradient averaged over batches with equal weight per row; `poll` is called after each batch."""
+    """Return loss and gradient averaged over batches with equal weight per row; `poll` is called after each stage."""
     total: list[torch.Tensor] = []
     rows, loss = 0, 0.0
     for batch in batches:
         n = len(batch.labels)
-        value, grads = gradient(cut, trainable, batch, meter)
-        poll()
+        value, grads = gradient(cut, trainable, batch, meter, poll)
         loss += n * value
         rows += n
         if total:

@@ -293,6 +293,20 @@ def test_what_is_lost_stays_bounded_on_the_worst_units(name: str) -> None:
     assert max(lost[200:]) <= 1.1 * max(lost[:200])
 
 
+def test_what_was_lost_of_other_rows_is_forgotten() -> None:
+    """Two outlines of one length: the residuals of a table's rows 1, 4 are not added to its rows 2, 4."""
+    first, second = ({"a": np.array(rows, np.int32)} for rows in ((1, 4), (2, 4)))
+    for rows, kept in ((first, True), (second, False)):
+        coder = PlanCoder(CODECS["sign"], feedback=True)
+        coder.settle({name: 0.5 * np.sign(array) for name, array in coder.prepare(UNITS, a_plan(), 1.0, first).items()})
+        resumed = PlanCoder(CODECS["sign"], feedback=True)
+        resumed.restore(coder.state())
+        for one in (coder, resumed):
+            ready = one.prepare(UNITS, a_plan(1), 1.0, rows)
+            assert (cosine(ready["a"], a_plan(1)["a"]) < 0.999) == kept
+            assert cosine(ready["b"], a_plan(1)["b"]) < 0.999, "units that hold whole tensors are not touched"
+
+
 def test_state_and_restore_go_on_with_the_same_bits() -> None:
     straight, stopped = (PlanCoder(CODECS["int2"], feedback=True) for _ in range(2))
     for number in range(3):

@@ -21,7 +21,7 @@ from fedbench.run.build import Built
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
 from fedbench.zo.estimate import regressed
-from fedbench.zo.guide import by_class, mean_gradient, unit_guides
+from fedbench.zo.guide import by_class, gradient, mean_gradient, unit_guides
 from fedbench.zo.layout import Cutting, Layout
 from fedbench.zo.span import Span
 
@@ -51,6 +51,18 @@ def test_guides_are_orthonormal_and_as_many_as_said(kind: str) -> None:
     v = guides_of(built)
     assert len(v) == KINDS[kind]
     np.testing.assert_allclose(v @ v.T, np.eye(len(v)), atol=1e-6)
+
+
+def test_messages_move_after_every_stage_of_the_clouds_passes() -> None:
+    lab, polled = make("cooperllm", {"data.public_per_class": 4}).lab, list[int]()
+    batch = next(iter(lab.public_rows()))
+    loss, grads = gradient(lab.cut, lab.trainable, batch, lab.meter, lambda: polled.append(1))
+    forwards = backwards = lab.cut.stages - 1
+    assert len(polled) == forwards + backwards
+    plain = lab.cut.head.losses(lab.cut(batch), batch).mean()
+    assert loss == float(plain)
+    for found, expected in zip(grads, torch.autograd.grad(plain, lab.trainable.parameters), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("kind", "inside"), [("public", True), ("classes", True), ("layers", True), ("random", False)])
