@@ -162,7 +162,7 @@ class CooperLLM(ScalarMethod):
         z_coef, guide_coef = self._coefficients(a, keys, signs, plan)
         guide, factor = self._guides.span(plan).mix(round_.lr * guide_coef)
         terms = Terms(keys, (round_.lr * z_coef).astype(np.float32), guide, factor)
-        self.replay_ops += subtract(self.lab.trainable, terms, gaussian=self.lab.gaussian)
+        self.replay_ops += subtract(self.lab.trainable, terms, gaussian=self.lab.gaussian, poll=self.lab.stream.poll)
 
     def skip(self, round_: Round, plan: Arrays) -> None:
         """Keep the guides, which may serve later rounds."""

@@ -168,8 +168,10 @@ class CooperLLMPlus(ScalarMethod):
             r, guide, factor = d, None, 0.0
         y_terms = Terms(e, (round_.lr / len(r) * r).astype(np.float32), guide, factor)
         z_coef = (round_.lr * s.lr_ratio / max(1, b.size) * b.reshape(-1)).astype(np.float32)
-        self.replay_ops += subtract(self._y, y_terms, gaussian=lab.gaussian)
-        self.replay_ops += subtract(self._z, Terms(v, z_coef, guide, factor), gaussian=lab.gaussian)
+        self.replay_ops += subtract(self._y, y_terms, gaussian=lab.gaussian, poll=lab.stream.poll)
+        self.replay_ops += subtract(
+            self._z, Terms(v, z_coef, guide, factor), gaussian=lab.gaussian, poll=lab.stream.poll
+        )
 
     def skip(self, round_: Round, plan: Arrays) -> None:
         """Keep the guides, which may serve later rounds."""

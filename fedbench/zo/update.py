@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fedbench.models.trainable import Tensor
 from fedbench.zo.direction import Terms
@@ -10,8 +10,13 @@ from fedbench.zo.kernels.device import kernels_of
 from fedbench.zo.ranges import pieces_of
 
 
-def subtract(tensors: Iterable[Tensor], terms: Terms, *, gaussian: bool) -> float:
-    """Subtract `terms` from the tensors in place and return the direction entries rebuilt (K times d)."""
+def subtract(
+    tensors: Iterable[Tensor], terms: Terms, *, gaussian: bool, poll: Callable[[], None] = lambda: None
+) -> float:
+    """Subtract `terms` from the tensors in place and return the direction entries rebuilt (K times d).
+
+    `poll` is called after every range.
+    """
     rebuilt = 0.0
     for tensor in tensors:
         kernels = kernels_of(tensor.residency)
@@ -21,5 +26,6 @@ def subtract(tensors: Iterable[Tensor], terms: Terms, *, gaussian: bool) -> floa
                 pull = take(values) if values.size else values
                 own = part[low - first : high - first]
                 kernels.update(own, low, keys, terms.coef, pull, terms.guide_coef, gaussian)
+                poll()
         rebuilt += float(len(terms.keys)) * tensor.size
     return rebuilt
