@@ -47,7 +47,7 @@ def _polled(cut: Cut, batch: Batch, poll: Callable[[], None]) -> torch.Tensor:
         assert isinstance(after, State)
         poll()
         if after.h.requires_grad and after.h.device.type == "cpu":  # a GPU's backward runs in a thread of its own
-            after.h.register_hook(lambda _: poll())
+            after.h.register_hook(lambda _: poll())  # type: ignore[no-untyped-call]
         state = after
     out = cut.run_stage(cut.stages - 1, state)
     assert isinstance(out, torch.Tensor)

@@ -131,7 +131,9 @@ class Cutting:
         found: dict[str, np.ndarray] = {}
         for tensor in self.layout.trainable:
             rows, columns = self.rows(tensor), columns_of(tensor)
-            for j in self.layout.of(tensor) if rows is not None else ():
+            if rows is None:
+                continue
+            for j in self.layout.of(tensor):
                 tiles = self.tiles(j, tensor)
                 found.update((tile.name, rows[tile.first // columns : -(-tile.end // columns)]) for tile in tiles)
         return found

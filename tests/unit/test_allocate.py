@@ -82,14 +82,14 @@ def test_each_step_of_the_ladder_buys_less_for_a_bit() -> None:
     assert min(gains) > 0
 
 
-@pytest.mark.parametrize(("entries", "fits"), [(768, 1), (65536, 36)])
+@pytest.mark.parametrize(("entries", "fits"), [(768, 10), (65536, 39)])
 def test_a_small_unit_costs_its_header_too(entries: int, fits: int) -> None:
-    """On a link that carries all payloads at 2 bits just in time, headers of small units leave room for none of them."""
+    """On a link that carries all payloads at 2 bits just in time, headers leave room for a quarter of small ones."""
     units = [Unit(f"u{k}", (entries,), lossy=True) for k in range(N)]
     late = Schedule(np.full(N, SECONDS), SECONDS)
     bit_s = 8.0 * sum(CODECS["int2"].coded_bytes(unit.entries) for unit in units) / SECONDS / (1 + SLACK)
     codecs = allocate(units, np.ones(N), late, bit_s)
-    assert (codecs.count(CODECS["int2"]) >= fits) == (fits > 1)
+    assert codecs.count(CODECS["int2"]) == fits
 
 
 def test_units_that_no_codec_makes_smaller_are_told_raw() -> None:
