@@ -49,6 +49,7 @@ def lab_of(cut: Cut, *, count: int = 1, gaussian: bool = False) -> Lab:
         seed=11,
         rounds=1,
         devices=1,
+        sampled=1,
         local_steps=1,
         perturbations=count,
         epsilon=0.5,  # a linear loss has no bias, so a large step costs nothing and resolves best
