@@ -28,6 +28,8 @@ from fedbench.models.trainable import select
 from fedbench.zo.direction import AT_WEIGHTS, Direction, Terms
 from fedbench.zo.estimate import central
 from fedbench.zo.kernels import cpu
+from fedbench.zo.layout import Cutting, Layout
+from fedbench.zo.span import Mix, Span
 from fedbench.zo.stream import Stream
 from fedbench.zo.twoblock import Estimator, derivatives, picks
 from fedbench.zo.update import subtract
@@ -272,7 +274,7 @@ def test_an_update_subtracts_terms_and_counts_the_entries_that_it_rebuilt() -> N
     lab = make_lab(a_gradient(50))
     tensor = lab.trainable.tensors[0]
     tensor.flat[:] = 1.0
-    guide = {NAME: np.full((1, 50), 2.0, np.float32)}
+    guide = Mix(Span(Cutting(Layout(lab.trainable, 1)), {NAME: np.full(50, 2.0, np.float32)}), {0: None})
     keys = lab.directions(0, 0, range(1), 3)
     rebuilt = subtract(lab.trainable, Terms(keys, np.array([0.5, -1, 2], np.float32), guide, 0.25), gaussian=False)
     z = [drawn(lab.trainable, key)[NAME] for key in keys]
