@@ -42,7 +42,6 @@ def process(args: argparse.Namespace) -> int:
             say("stopped; the same command goes on.")
             return EXIT_STOPPED
         found[plan.task.name] = run.read(plan, unfit)
-    found = run.with_same(found, quick=args.quick)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []
     for claim in claims:

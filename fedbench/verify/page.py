@@ -53,9 +53,6 @@ def _task(found: Found) -> list[str]:
     budgets = [budget for budget in BUDGETS if budget <= _horizon(found)]
     parts = [f"## Runs on {found.task.name}\n"]
     parts.append(f"Job: `jobs/claims/{found.task.path.name}`, with the step sizes that were tuned on other seeds.\n")
-    same = [name for name in found.task.same_arms if found.of(name)] if found.task.same_as is not None else []
-    if found.task.same_as is not None and same:
-        parts.append(f"Runs made on {found.task.same_as.name}, of arms that read no public rows: {', '.join(same)}.\n")
     if budgets:
         heads = tuple(f"{budget}" for budget in budgets)
         told = (

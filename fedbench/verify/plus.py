@@ -72,7 +72,7 @@ CLAIMS = (
         "nothing; cooperllm_plus is fedbench's own",
         Goal("above CooperLLM at every budget", 0.0, "points", 0.0),
         _TASKS,
-        (_OURS, _UNIT, "fedspzo", *(arm.name for arm in ABLATION)),
+        (_OURS, _UNIT, "fedspzo", "fedspzo B1", *(arm.name for arm in ABLATION)),
         over_cooperllm,
     ),
     Claim(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from fedbench.base.errors import EXIT_USER, ConfigError, FedbenchError
 from fedbench.base.records import Run
@@ -18,8 +17,6 @@ from fedbench.results import reader
 from fedbench.run.build import construct
 from fedbench.verify.claims import Claim, Found
 from fedbench.verify.tasks import Scale, Task
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,6 @@ def plans(claims: Sequence[Claim], folder: Path, *, quick: bool) -> list[Plan]:
     for claim in claims:
         for task in claim.tasks:
             wanted.setdefault(task.name, set()).update(claim.arms)
-            if task.same_as is not None and not quick:
-                tasks.setdefault(task.same_as.name, task.same_as)
-                wanted.setdefault(task.same_as.name, set()).update(set(claim.arms) & set(task.same_arms))
     return [
         _plan(task, scale, wanted[name], folder)
         for name, task in tasks.items()
@@ -101,27 +95,6 @@ def read(plan: Plan, unfit: str) -> Found:
                 told = f"failed: {failure.reason}" if failure else "was not run"
                 absent[arm] = unfit or f"seed {line.seed} {told}"
     return Found(plan.task, runs, lost, absent)
-
-
-def with_same(found: Mapping[str, Found], *, quick: bool) -> dict[str, Found]:
-    """Return what was found of each task, with the runs that stand for its own under another name added."""
-    return {name: at if quick else _joined(at, found) for name, at in found.items()}
-
-
-def _joined(at: Found, found: Mapping[str, Found]) -> Found:
-    if at.task.same_as is None:
-        return at
-    other = found[at.task.same_as.name]
-    return Found(
-        at.task,
-        {**at.runs, **_of(at.task.same_arms, other.runs)},
-        {**at.lost, **_of(at.task.same_arms, other.lost)},
-        {**at.absent, **_of(at.task.same_arms, other.absent)},
-    )
-
-
-def _of(names: Sequence[str], tree: Mapping[str, T]) -> dict[str, T]:
-    return {name: tree[name] for name in names if name in tree}
 
 
 def _plan(task: Task, scale: Scale, wanted: set[str], folder: Path) -> Plan:

@@ -21,12 +21,6 @@ BASELINES = ("fedzo", "fedmezo", "fedkseed", "fedkseed_pro", "fwdllm", "decomfl"
 #: The first three of them where all were tuned.
 BEST_BASELINES = ("fedkseed", "fedmezo", "fwdllm")
 
-#: Arms of the embedded task that read no public rows; test_verify.py holds their trajectories on both public sets.
-BLIND = (
-    *("fedzo", "fedkseed_pro", "decomfl", "baffle", "fedavg_lora", "bitfit", "ferret", "spry", "agzo"),
-    *("fedspzo B1", "fedspzo Ac", "block-wise MeZO", "first block frozen"),
-)
-
 #: Guided arms, and controls that run as long as they do.
 GUIDED = ("cooperllm", "cooperllm_plus", "public_only", "shuffled labels")
 
@@ -91,11 +85,7 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A job file with its arms; `quick` is None where --quick leaves the task out.
-
-    In a full verification the runs of `same_arms` are those of another task that differs in its public rows alone:
-    these arms read none.
-    """
+    """A job file with its arms; `quick` is None where --quick leaves the task out."""
 
     name: str
     job: str
@@ -103,8 +93,6 @@ class Task:
     full: Scale
     quick: Scale | None = None
     reference: str = "cooperllm"
-    same_as: Task | None = None
-    same_arms: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -196,11 +184,9 @@ EMBEDDED = Task(
 POOR = Task(
     "embedded:poor",
     "embedded_poor",
-    (*_GUIDED_ARMS, *_plain(*BEST_BASELINES, "fedavg", "meerkat"), *ABLATION),
+    (*_GUIDED_ARMS, *_plain(*BASELINES, *OTHERS), _SPLIT_ARMS[0], *ABLATION),
     full=Scale(_SEEDS, 120, 5, guided_rounds=100),
     quick=Scale(_SEEDS[:2], 40, 5, arms=(*(arm.name for arm in _GUIDED_ARMS), "fedmezo", "fedkseed")),
-    same_as=EMBEDDED,
-    same_arms=BLIND,
 )
 _TEXT_ARMS = (*_GUIDED_ARMS, *_plain(*_ON_TEXT))
 TREC = Task("trec", "trec", _TEXT_ARMS, full=Scale(_SEEDS[:3], 40, 5, guided_first=4))

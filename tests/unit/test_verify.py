@@ -18,7 +18,6 @@ from fedbench.base.errors import EXIT_OK, EXIT_USER, DataError
 from fedbench.base.records import Run
 from fedbench.batch import lanes, manifest
 from fedbench.run.build import Built, Job
-from fedbench.run.runner import weights_sha256
 from fedbench.verify import catalogue, command, cooperllm, fedspzo, memory, page, plus, run, table, tasks, traffic
 from fedbench.verify.claims import (
     NOT_REPRODUCED,
@@ -34,7 +33,6 @@ from fedbench.verify.claims import (
 )
 from fedbench.verify.tasks import EMBEDDED, GUIDED, POOR, Scale, Task
 from tests.unit.synthetic_runs import make_run
-from tests.unit.tinyruns import Tiny, make
 
 SMALL_PROCESS = str(Path(__file__).with_name("small_process.py"))
 TARGET = 0.8
@@ -283,47 +281,6 @@ def test_the_page_shows_every_arm_beside_public_only() -> None:
         "| commit | 0123456789ab |",
     ):
         assert line in text, line
-
-
-def test_arms_that_read_no_public_rows_stand_in_both_tasks() -> None:
-    found_ = {
-        "embedded": found(EMBEDDED, lost={"agzo": {2000: "nan"}}, fedzo=[ramp(20, 40)], cooperllm=[ramp(4, 40)]),
-        "embedded:poor": found(POOR, cooperllm=[ramp(8, 40)], fedmezo=[ramp(30, 40)]),
-    }
-    joined = run.with_same(found_, quick=False)["embedded:poor"]
-    assert set(joined.runs) == {"cooperllm", "fedmezo", "fedzo"}
-    assert joined.of("fedzo") == found_["embedded"].of("fedzo")
-    assert joined.of("cooperllm") != found_["embedded"].of("cooperllm")
-    assert joined.lost == {"agzo": {2000: "nan"}}
-    text = page.render([], [joined], [], quick=False)
-    assert "Runs made on embedded, of arms that read no public rows: fedzo." in text
-    assert run.with_same(found_, quick=True) == found_
-    wanted = {
-        plan.task.name: set(plan.lines)
-        for plan in run.plans(catalogue.choose(["plus.over_zo"]), Path("x"), quick=False)
-    }
-    assert wanted["embedded:poor"].isdisjoint(tasks.BLIND)
-    (plan,) = (
-        plan
-        for plan in run.plans(catalogue.choose(["cooperllm.convergence"]), Path("x"), quick=False)
-        if plan.task is EMBEDDED
-    )
-    assert set(plan.lines) == {"cooperllm", *tasks.BASELINES}
-
-
-def test_arms_called_blind_to_public_rows_are() -> None:
-    arms = {arm.name: arm for arm in EMBEDDED.arms}
-    short = {"federation.devices": 2, "federation.batch_size": 2, "run.rounds": 2, "data.public_per_class": 4}
-    for name in (*tasks.BLIND, "public_only"):
-        flat_ = dict(arms[name].settings)
-        method = flat_.pop("method.name")
-        own = {key.replace("method.", f"method.{method}."): value for key, value in flat_.items()}
-        chains = []
-        for public in ("embedded", "embedded:poor"):
-            tiny = Tiny(make(method, {**short, **own, "data.public": public}))
-            tiny.play(2)
-            chains.append(weights_sha256(tiny.runner.built.trainable))
-        assert (chains[0] == chains[1]) == (name in tasks.BLIND), name
 
 
 RATIO = Goal("", 8.8, "times", 1.0)
