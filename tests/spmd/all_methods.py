@@ -1,7 +1,8 @@
 """Every method on the embedded task, one run after the other in one world: plain, hard, and stopped and resumed.
 
 Run as `all_methods.py DIR [tree]` on any number of ranks; `tree` plays the untimed variant alone, stopped and resumed,
-below edges; one rank plays it straight beside the others. Each run leaves its file under `DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
+below edges; one rank plays it straight beside the others. Each run leaves its file under `DIR/VARIANT`, each rank its
+exit codes in `DIR/verdict.RANK.json`.
 """
 
 from __future__ import annotations
