@@ -53,7 +53,7 @@ class RunSection(Section):
 class FederationSection(Section):
     """[federation]"""
 
-    devices: int = Field(8, ge=1, description="devices in total")
+    devices: int = Field(8, ge=1, lt=2**31, description="devices in total")
     sampled: int | None = Field(None, ge=1, description="devices that take part in a round; unset: all")
     partition: Literal["iid", "dirichlet", "shards", "keyed"] = Field(
         "iid", description="how private rows are shared out; keyed: each device's are written from its key (embedded)"

@@ -5,6 +5,7 @@ A text is read whole or refused with a ValueError that says what is allowed; not
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -43,4 +44,7 @@ def _read(text: str, units: Mapping[str, float], allowed: str) -> float:
     match = _TEXT.fullmatch(text.strip())
     if match is None or match[2] not in units:
         raise ValueError(f"found {text!r}; allowed: {allowed}, the unit one of {', '.join(units)}")
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    if math.isinf(value):
+        raise ValueError(f"found {text!r}, which is not finite; allowed: {allowed}")
+    return value

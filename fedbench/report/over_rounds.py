@@ -14,6 +14,7 @@ from fedbench.report import units
 from fedbench.report.arms import Arm
 from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
 from fedbench.report.looks import Theme, looks
+from fedbench.report.parts import hosts
 
 _ROW_IN, _MOST_ROWS = 0.22, 24
 
@@ -77,10 +78,10 @@ def _peaks(arm: Arm) -> tuple[np.ndarray, np.ndarray] | None:
     """Return rounds done and the mean peak over seeds, at the rows that all seeds have; None where a run has none."""
     tables = []
     for run in arm.runs:
-        table, alone = run.memory_rounds, run.summary.ranks == 1
+        table = run.memory_rounds
         if not table:
             return None
-        own = (table["rank"] > 0) | alone
+        own = np.isin(table["rank"], hosts(run))
         rounds = np.unique(table["round"][own])
         tables.append({int(r): int(table["peak_bytes"][own & (table["round"] == r)].max()) for r in rounds})
     common = sorted(set.intersection(*(set(table) for table in tables)))

@@ -20,7 +20,7 @@ from fedbench.report.arms import Arm
 from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
 from fedbench.report.flights import CHANNELS, Flight, flights
 from fedbench.report.looks import Theme
-from fedbench.report.trace import part_of
+from fedbench.report.parts import hosts, part_of
 
 #: What bars stand for, in the order of the theme's colours for them.
 KINDS = ("compute", "cloud", "encode", "decode", "send", "apply", "account", "wait")
@@ -32,7 +32,7 @@ _NAMED, _LAYER = 0.075, 0.004  # of the round: bars wide enough for their name, 
 
 
 class _Shown(NamedTuple):
-    """A round: lanes of the ranks that are drawn, cloud first; where training ends; how many ranks there are."""
+    """A round: lanes of the ranks that are drawn, cloud first; where training ends; how many others have devices."""
 
     run: Run
     lanes: list[Lane]
@@ -76,6 +76,7 @@ def _chosen(arms: Sequence[Arm]) -> _Shown | None:
     rounds: dict[int, list[Lane]] = {}
     for lane in lanes(run.spans):
         rounds.setdefault(lane.round, []).append(lane)
+    rounds = {number: found for number, found in rounds.items() if len(found) == run.summary.ranks}
     ends = sorted((max(map(_trained, found)), number) for number, found in rounds.items())
     ends = [pair for pair in ends if pair[0] > 0]
     steady = [pair for pair in ends if pair[1] > 0] or ends
@@ -83,8 +84,9 @@ def _chosen(arms: Sequence[Arm]) -> _Shown | None:
         return None
     end_s, number = steady[(len(steady) - 1) // 2]
     found = rounds[number]
-    busiest = sorted(found[1:], key=lambda lane: -lane.own_s[lane.kind == "compute"].sum())[:_MOST_LANES]
-    return _Shown(run, [found[0], *sorted(busiest, key=lambda lane: lane.rank)], end_s, len(found))
+    own = [lane for lane in found[1:] if lane.rank in hosts(run)]
+    busiest = sorted(own, key=lambda lane: -lane.own_s[lane.kind == "compute"].sum())[:_MOST_LANES]
+    return _Shown(run, [found[0], *sorted(busiest, key=lambda lane: lane.rank)], end_s, len(own))
 
 
 def _trained(lane: Lane) -> float:
@@ -167,8 +169,8 @@ def _caption(shown: _Shown, moving: Sequence[Flight]) -> str:
     )
     if moving:
         text += " Link: one thin bar per message, from when it was coded until its receiver takes it."
-    if shown.ranks > len(shown.lanes):
-        text += f" The {len(shown.lanes) - 1} busiest of {shown.ranks - 1} ranks with devices are drawn."
+    if shown.ranks >= len(shown.lanes):
+        text += f" The {len(shown.lanes) - 1} busiest of {shown.ranks} ranks with devices are drawn."
     return text
 
 

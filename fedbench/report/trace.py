@@ -15,7 +15,7 @@ import numpy as np
 from fedbench.base.errors import ResultError
 from fedbench.base.lanes import Lane, lanes
 from fedbench.base.records import Run
-from fedbench.comm.tree import edge_count
+from fedbench.report.parts import part_of
 
 #: Thread number of a rank's spans; the format wants one.
 _LANE = 1
@@ -53,15 +53,6 @@ def round_begins(found: list[Lane]) -> dict[int, float]:
         begins[round_] = now
         now += max(lane.round_s for lane in found if lane.round == round_)
     return begins
-
-
-def part_of(run: Run, rank: int) -> str:
-    """Return what a rank is in its run: cloud, edge, devices, or cloud and devices."""
-    comm = run.config["comm"]
-    edges = edge_count(comm["edges"], run.summary.ranks) if comm["topology"] == "tree" else 0
-    if rank == 0:
-        return "cloud" if run.summary.ranks > 1 else "cloud and devices"
-    return "edge" if rank <= edges else "devices"
 
 
 def _names(run: Run, rank: int) -> list[Event]:

@@ -42,12 +42,19 @@ def collect(path: Path, files: Mapping[str, Path]) -> int:
 
 
 def _held(path: Path) -> dict[str, str]:
-    """Return run_id -> hash of what an earlier collection holds; nothing where there is none, or it is damaged."""
+    """Return run_id -> hash of what an earlier collection holds; nothing where there is none, or it is damaged.
+
+    ResultError where it is of another schema: its runs may be nowhere else.
+    """
     if not path.exists() or seal.check(path) is not seal.Seal.WHOLE:
         return {}
     with h5py.File(path, "r", locking="best-effort") as file:
-        if int(file.attrs["schema_version"]) != SCHEMA_VERSION:
-            return {}
+        found = int(file.attrs["schema_version"])
+        if found != SCHEMA_VERSION:
+            raise ResultError(
+                f"{path}: found a collection of schema version {found}; runs of version {SCHEMA_VERSION} can't be added. "
+                "Move it away, or collect into another file."
+            )
         return {run_id: str(group.attrs[SOURCE_SHA256]) for run_id, group in file[reader.COLLECTED].items()}
 
 

@@ -203,6 +203,9 @@ class Execution:
         if checkpoint is not None:
             take_up(checkpoint, runner, metrics)
             weights = {t.name: t.values() for t in tensors}
+        if runner.virtual is not None:  # rounds that are due on the cloud are due everywhere
+            known = star.agree([int(kind in runner.virtual.known) for kind in (0, 1)], "resume")
+            runner.virtual.known = frozenset(kind for kind in (0, 1) if known[kind])
         units = [Unit(t.name, (t.size,)) for t in tensors]
         inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
         for tensor in tensors:

@@ -135,10 +135,10 @@ def _summary(
         uplink_bytes_per_device_round=up / int(played.sum()),
         wire_bytes=int(rounds["wire_bytes"].sum()),
         peak_device_bytes=device_peak(ranks.memory, star.peers),
-        round_s_median=float(np.median(rounds["round_s"][played])),
+        round_s_median=float(np.median(rounds["round_s"][played & (rounds["trained"] == 1)])),
         sim_s=None if runner.virtual is None else float(np.nansum(rounds["sim_s"])),
         hidden_fraction=hidden_fraction(
-            ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True))
+            ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True)), star.peers
         ),
         unaccounted_fraction=ranks.unaccounted,
         weights_sha256=weights,

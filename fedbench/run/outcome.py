@@ -49,10 +49,12 @@ class Sent(NamedTuple):
 
 class Counted(NamedTuple):
     """An exchange before the cloud combined: of each message of the plan coded bytes and the share of a device's compute
-    behind it, the cloud's FLOPs for them and meanwhile, and of each device FLOPs and bytes up."""
+    behind it, whether it is the last plan again, the cloud's FLOPs for them and meanwhile, and of each device FLOPs and
+    bytes up."""
 
     unit_bytes: tuple[int, ...]
     shares: tuple[float, ...]
+    again: bool
     plan_flops: float
     ahead_flops: float
     flops: tuple[float, ...]
@@ -61,10 +63,12 @@ class Counted(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What a round was: on rank 0 complete, elsewhere the number alone.
+    """What a round was: on rank 0 complete, elsewhere the number and who answered.
 
     Lists have one entry for each sampled device. `took_part`: it did not drop out; `answered`: nor did it come too late
-    in any exchange. `times` and `sim_other_s` are those of the virtual clock, where there is one.
+    in any exchange. `told`: bytes of replies that it got ahead of later exchanges; `resent`: of plans that it got once
+    more, the last of them with `owed_bytes`, which no exchange has followed. `whole`: each exchange was combined.
+    `times` and `sim_other_s` are those of the virtual clock, where there is one.
     """
 
     number: int
@@ -79,12 +83,15 @@ class Outcome:
     compute_s: list[float] = field(default_factory=list)
     up_bytes: list[int] = field(default_factory=list)
     down_bytes: list[int] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    resent: list[int] = field(default_factory=list)
     sim_device_s: list[float] = field(default_factory=list)
     energy_j: list[float] = field(default_factory=list)
     plan_bytes: int = 0
     reply_bytes: int = 0
-    told_bytes: int = 0
     resent_bytes: int = 0
+    owed_bytes: int = 0
+    whole: bool = True
     wire_bytes: int = 0
     cloud_flops: float = 0.0
     cloud_loss: float = float("nan")
@@ -104,7 +111,7 @@ class Outcome:
         self.answered = list(self.took_part)
         self.losses, self.sim_device_s, self.energy_j = ([float("nan")] * count for _ in range(3))
         self.flops, self.compute_s = ([0.0] * count for _ in range(2))
-        self.up_bytes, self.down_bytes = ([0] * count for _ in range(2))
+        self.up_bytes, self.down_bytes, self.told, self.resent = ([0] * count for _ in range(4))
 
     @property
     def in_force(self) -> tuple[int, ...]:
@@ -120,22 +127,50 @@ class Outcome:
         """Return the slots of the devices in force."""
         return [slot for slot, counts in enumerate(self.answered) if counts]
 
+    def next_exchange(self) -> None:
+        """Begin an exchange: the devices in force get the replies so far ahead of its plan."""
+        self.owed_bytes = 0
+        for slot in self.slots():
+            self.told[slot] = self.reply_bytes
+
+    def resend(self, bytes_: int) -> None:
+        """Account for a plan that the devices in force got once more."""
+        for slot in self.slots():
+            self.resent[slot] += bytes_
+
+    def replied(self, reply_bytes: int, resent_bytes: int) -> None:
+        """Account for a reply, and for the plan that the update needs once more."""
+        self.reply_bytes += reply_bytes
+        self.owed_bytes = resent_bytes
+        self.resend(resent_bytes)
+
+    def told_in_time(self) -> list[int]:
+        """Return of each device that took part the bytes of replies that came already, less what it is owed."""
+        slots = (slot for slot, here in enumerate(self.took_part) if here)
+        return [self.told[slot] - (self.owed_bytes if self.answered[slot] else 0) for slot in slots]
+
     def count(self, inboxes: Mapping[int, Inbox], sent: Sent) -> Counted:
         """Account for an exchange up to what the devices in force sent, in their order, and return its counts."""
-        flops, up_bytes = [], []
         for slot, inbox in zip(self.slots(), inboxes.values(), strict=True):
-            note = inbox.note
-            flops.append(note.flops)
-            up_bytes.append(inbox.coded_bytes)
-            self.flops[slot] += note.flops
-            self.compute_s[slot] += note.compute_s
-            self.up_bytes[slot] += up_bytes[-1]
-        if sent.again:
-            self.resent_bytes += sum(sent.unit_bytes)
+            self.compute_s[slot] += inbox.note.compute_s
+        flops = tuple(inbox.note.flops for inbox in inboxes.values())
+        up_bytes = tuple(inbox.coded_bytes for inbox in inboxes.values())
+        plan = (sent.unit_bytes, sent.shares, sent.again, sent.flops, sent.ahead_flops)
+        return self.add(Counted(*plan, flops, up_bytes))
+
+    def add(self, counted: Counted) -> Counted:
+        """Add an exchange's counts, those of the devices in force in their order, and return them."""
+        for slot, flops, up_bytes in zip(self.slots(), counted.flops, counted.up_bytes, strict=True):
+            self.flops[slot] += flops
+            self.up_bytes[slot] += up_bytes
+        plan_bytes = sum(counted.unit_bytes)
+        if counted.again:
+            self.resent_bytes += plan_bytes
+            self.resend(plan_bytes)
         else:
-            self.plan_bytes += sum(sent.unit_bytes)
-        self.cloud_flops += sent.flops + sent.ahead_flops
-        return Counted(sent.unit_bytes, sent.shares, sent.flops, sent.ahead_flops, tuple(flops), tuple(up_bytes))
+            self.plan_bytes += plan_bytes
+        self.cloud_flops += counted.plan_flops + counted.ahead_flops
+        return counted
 
     def leave_out(self, in_time: np.ndarray) -> None:
         """Take those out of force that came too late: bool [devices in force]."""

@@ -97,17 +97,17 @@ class Runner:
         outcome = Outcome(number, lr, devices=self.built.sampled(number))
         outcome.begin(outcome.devices if virtual is None else virtual.begin(outcome))
         replayed = algorithm.replay_ops
-        algorithm.cloud_loss = float(
-            "nan"
-        )  # of this round, so that a resumed run doesn't know less than a straight one
+        algorithm.cloud_loss = math.nan  # of this round: a resumed run doesn't know less than a straight one
         at = Round(number, 0, outcome.present, lr)
-        outcome.trained = virtual is None or virtual.trains(number)
+        outcome.trained = virtual is None or virtual.trains(at, algorithm)
         if outcome.trained:
             self._train(at, outcome)
+            outcome.replay_ops = algorithm.replay_ops - replayed
+            if virtual is not None:
+                virtual.trained(at, algorithm, whole=outcome.whole)
         elif self.star.is_cloud and virtual is not None:
             with self.clock.span("account"):
                 virtual.rehearse(at, algorithm, outcome)
-        outcome.replay_ops = algorithm.replay_ops - replayed
         outcome.query_radius = algorithm.query_radius
         outcome.cloud_loss = algorithm.cloud_loss
         outcome.wire_bytes = self.star.moved_bytes - moved
@@ -124,7 +124,7 @@ class Runner:
         again = True
         while again:
             at = at._replace(exchange=outcome.exchanges, devices=outcome.in_force)
-            outcome.told_bytes = outcome.reply_bytes
+            outcome.next_exchange()
             again, plan = self._exchange(at, plan, outcome)
             outcome.exchanges += 1
 
@@ -147,6 +147,7 @@ class Runner:
             self.plans.observe(sent, inboxes, time.perf_counter() - start)
         if algorithm.uses_devices and not came.devices:
             algorithm.skip(came, plan)
+            outcome.whole = False
             return False, plan
         reply, again = None, False
         if star.is_cloud:
@@ -160,7 +161,7 @@ class Runner:
         combine_flops = self.built.lab.meter.take() if star.is_cloud else 0.0
         outcome.cloud_flops += combine_flops
         reply_units = algorithm.reply_units(came)
-        reply_bytes = 0
+        reply_bytes, resent = 0, outcome.resent_bytes
         if reply_units:
             plan = self.plans.again(came, plan, place, outcome)
             with clock.span("send", "reply"):
@@ -169,9 +170,10 @@ class Runner:
             with clock.span("apply"):
                 algorithm.apply(came, plan, answered)
             reply_bytes = answered.coded_bytes if star.is_cloud else 0
-        outcome.reply_bytes += reply_bytes
+        resent = outcome.resent_bytes - resent
+        outcome.replied(reply_bytes, resent)
         if self.virtual is not None and star.is_cloud:
-            self.virtual.combined(at.number, combine_flops, reply_bytes)
+            self.virtual.combined(combine_flops, reply_bytes, resent)
         return again, plan
 
     def _came(self, at: Round, inboxes: Mapping[int, Inbox], sent: Sent, outcome: Outcome) -> Round:
@@ -197,14 +199,20 @@ class Runner:
         """Count what the devices that took part fetched, and close the simulated round."""
         answered = len(outcome.in_force)
         downs = self.traffic.round(
-            outcome.number, outcome.present, outcome.plan_bytes, outcome.reply_bytes, answered, outcome.told_bytes
+            outcome.number,
+            outcome.present,
+            outcome.plan_bytes,
+            outcome.reply_bytes,
+            answered,
+            outcome.told_in_time(),
+            outcome.resent_bytes,
         )
         by_device = dict(zip(outcome.present, downs, strict=True))
         outcome.down_bytes = [
-            by_device[device] + outcome.resent_bytes if device in by_device else 0 for device in outcome.devices
+            by_device.get(device, 0) + resent for device, resent in zip(outcome.devices, outcome.resent, strict=True)
         ]
         if self.virtual is not None:
-            self.virtual.end(outcome, needs_devices=self.built.algorithm.uses_devices)
+            self.virtual.end(outcome, self.built.algorithm)
 
     def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
         """Let the devices that this rank hosts compute, and send each result while the next one computes."""

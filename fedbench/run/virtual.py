@@ -6,7 +6,7 @@ no message and changes no weight.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,28 +17,61 @@ from fedbench.sim.clock import Load, RoundClock
 from fedbench.sim.scene import Scene
 
 
+class _Exchange(NamedTuple):
+    """What an exchange of a trained round took: coded bytes of each message of the plan and the share of a device's compute
+    behind it, whether it was the last plan again, a device's mean FLOPs and bytes up, the cloud's FLOPs for the plan,
+    meanwhile and to combine, and the bytes of the plan that the update needed again."""
+
+    unit_bytes: tuple[int, ...]
+    shares: tuple[float, ...]
+    again: bool
+    flops: float
+    up_bytes: int
+    plan_flops: float
+    ahead_flops: float
+    combine_flops: float = 0.0
+    resent_bytes: int = 0
+
+
+class _Played(NamedTuple):
+    """A trained round, all of whose exchanges were combined, and replayed directions for each device that answered."""
+
+    exchanges: list[_Exchange]
+    replay_ops: float
+
+
 class Virtual:
-    """One rank's view of the simulation; the cloud alone adds up times."""
+    """One rank's view of the simulation; the cloud alone adds up times.
+
+    Timed rounds with new plans count as the last trained round with one, the others as the last without.
+    """
 
     def __init__(self, scene: Scene, traffic: Traffic, train_every: int) -> None:
         self.scene = scene
+        #: Of which kinds, without (0) and with a new plan (1), a whole round was trained; the same on every rank.
+        self.known: frozenset[int] = frozenset()
         self._traffic = traffic
         self._train_every = train_every
         self._clocks: tuple[RoundClock, ...] = ()
-        self._reply_bytes = 0
-        #: Of each exchange of the last trained round: unit bytes and shares, FLOPs of the plan and meanwhile, a device's
-        #: mean FLOPs and bytes up, FLOPs of combining.
-        self._played: list[list[Any]] = []
+        self._ahead_bytes = 0
+        self._exchanges: list[_Exchange] = []
+        self._played: dict[int, _Played] = {}
 
-    def trains(self, number: int) -> bool:
-        """Return whether a round is played and not only timed."""
-        return number % self._train_every == 0
+    def trains(self, at: Round, algorithm: Algorithm) -> bool:
+        """Return whether a round is played and not only timed: when it is due, or no whole round of its kind has been."""
+        return at.number % self._train_every == 0 or _kind(at, algorithm) not in self.known
+
+    def trained(self, at: Round, algorithm: Algorithm, *, whole: bool) -> None:
+        """Remember on every rank that a round was trained, where the others can be timed like it."""
+        if whole:
+            self.known |= {_kind(at, algorithm)}
 
     def begin(self, outcome: Outcome) -> tuple[int, ...]:
         """Start a round; return its devices that have not dropped out."""
         other = self.scene._replace(tree=not self.scene.tree)
         self._clocks = tuple(RoundClock(scene, outcome.number) for scene in (self.scene, other))
-        self._reply_bytes = 0
+        self._ahead_bytes = 0
+        self._exchanges = []
         return self.scene.present(outcome.number, outcome.devices)
 
     def answers(self, at: Round, counted: Counted, outcome: Outcome) -> np.ndarray:
@@ -50,67 +83,73 @@ class Virtual:
             unit_bytes=np.array(counted.unit_bytes, np.float64),
             shares=np.array(counted.shares, np.float64),
             missed_bytes=np.array(missed, np.float64),
-            reply_bytes=float(self._reply_bytes),
+            reply_bytes=float(self._ahead_bytes),
             flops=np.array(counted.flops, np.float64),
             up_bytes=np.array(counted.up_bytes, np.float64),
         )
         answer, _ = (clock.play(np.asarray(at.devices, np.int64), load) for clock in self._clocks)
         for slot, seconds in zip(outcome.slots(), answer.tolist(), strict=True):
             outcome.sim_device_s[slot] = seconds
-        if self.trains(at.number):
-            self._played = self._played[: at.exchange]
-            means = [float(np.mean(own)) if own else 0.0 for own in (counted.flops, counted.up_bytes)]
-            plan = [list(counted.unit_bytes), list(counted.shares)]
-            self._played.append([*plan, counted.plan_flops, counted.ahead_flops, *means, 0.0])
+        flops, up_bytes = (float(np.mean(own)) if own else 0.0 for own in (counted.flops, counted.up_bytes))
+        plan = (counted.unit_bytes, counted.shares, counted.again)
+        self._exchanges.append(_Exchange(*plan, flops, round(up_bytes), counted.plan_flops, counted.ahead_flops))
         return np.asarray(answer <= self.scene.deadline_s)
 
-    def combined(self, number: int, flops: float, reply_bytes: int) -> None:
-        """Let the cloud combine; its reply goes ahead of the next exchange."""
+    def combined(self, flops: float, reply_bytes: int, resent_bytes: int) -> None:
+        """Let the cloud combine; its reply, and the plan once more, go ahead of the next exchange."""
         for clock in self._clocks:
             clock.cloud(flops)
-        self._reply_bytes = reply_bytes
-        if self.trains(number):
-            self._played[-1][-1] = flops
+        self._ahead_bytes = reply_bytes + resent_bytes
+        self._exchanges[-1] = self._exchanges[-1]._replace(combine_flops=flops, resent_bytes=resent_bytes)
 
-    def end(self, outcome: Outcome, *, needs_devices: bool) -> None:
+    def end(self, outcome: Outcome, algorithm: Algorithm) -> None:
         """Write the round's times and its devices' energy into the outcome, whose bytes are complete."""
-        nobody = needs_devices and not outcome.present
+        nobody = algorithm.uses_devices and not outcome.present
         times, other = (clock.end(nobody=nobody) for clock in self._clocks)
         outcome.times, outcome.sim_other_s = times, other.total
         for slot, here in enumerate(outcome.took_part):
             if here:
                 moved = outcome.up_bytes[slot] + outcome.down_bytes[slot]
                 outcome.energy_j[slot] = self.scene.joules(outcome.flops[slot], moved)
+        if outcome.trained and outcome.whole:
+            kind = _kind(Round(outcome.number, 0, outcome.devices, outcome.lr), algorithm)
+            self._played[kind] = _Played(self._exchanges, outcome.replay_ops / max(1, len(outcome.in_force)))
 
     def rehearse(self, at: Round, algorithm: Algorithm, outcome: Outcome) -> None:
-        """Time a round as the last trained one was counted, on this round's devices; nothing is computed or sent."""
-        for exchange, kept in enumerate(self._played):
-            unit_bytes, shares, plan_flops, ahead_flops, flops, up_bytes, combine_flops = kept
+        """Time a round as the last trained one of its kind was counted, on this round's devices; nothing is computed."""
+        played = self._played[_kind(at, algorithm)]
+        for exchange, kept in enumerate(played.exchanges):
             at = at._replace(exchange=exchange)
-            planned = bool(algorithm.plan_units(at))
-            plan = (tuple(unit_bytes), tuple(shares)) if planned else ((0,), (1.0,))
-            count, spent = len(at.devices), plan_flops if planned else 0.0
-            outcome.told_bytes = outcome.reply_bytes
-            counted = Counted(*plan, spent, ahead_flops, (flops,) * count, (round(up_bytes),) * count)
-            for slot in outcome.slots():
-                outcome.flops[slot] += flops
-                outcome.up_bytes[slot] += round(up_bytes)
+            count = len(at.devices)
+            outcome.next_exchange()
+            flops, up_bytes = (kept.flops,) * count, (kept.up_bytes,) * count
+            plan = (kept.unit_bytes, kept.shares, kept.again, kept.plan_flops, kept.ahead_flops)
+            counted = outcome.add(Counted(*plan, flops, up_bytes))
             outcome.leave_out(self.answers(at, counted, outcome))
             at = at._replace(devices=outcome.in_force)
             outcome.exchanges += 1
-            outcome.plan_bytes += sum(plan[0])
-            outcome.cloud_flops += spent + ahead_flops
             if algorithm.uses_devices and not at.devices:
                 break
             reply = sum(unit.raw_bytes for unit in algorithm.reply_units(at))
-            self.combined(at.number, combine_flops, reply)
-            outcome.cloud_flops += combine_flops
-            outcome.reply_bytes += reply
+            outcome.cloud_flops += kept.combine_flops
+            outcome.resent_bytes += kept.resent_bytes
+            outcome.replied(reply, kept.resent_bytes)
+            self.combined(kept.combine_flops, reply, kept.resent_bytes)
+        outcome.replay_ops = played.replay_ops * len(outcome.in_force)
 
-    def state(self) -> list[list[Any]]:
-        """Return the counts of the last trained round as a tree that JSON can hold."""
-        return self._played
+    def state(self) -> dict[str, Any]:
+        """Return the counts of the last trained rounds as a tree that JSON can hold."""
+        return {str(kind): [list(map(list, kept.exchanges)), kept.replay_ops] for kind, kept in self._played.items()}
 
-    def restore(self, state: list[list[Any]]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self._played = [list(exchange) for exchange in state]
+        self._played = {
+            int(kind): _Played([_Exchange(tuple(b), tuple(s), *more) for b, s, *more in exchanges], replay_ops)
+            for kind, (exchanges, replay_ops) in state.items()
+        }
+        self.known = frozenset(self._played)
+
+
+def _kind(at: Round, algorithm: Algorithm) -> int:
+    """Return 1 for a round with a new plan, else 0."""
+    return int(bool(algorithm.plan_units(at._replace(exchange=0))))

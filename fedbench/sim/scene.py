@@ -93,6 +93,11 @@ def scene_of(config: Config) -> Scene | None:
                     f"{'unset' if default is None else default}, since the simulated clock of 'virtual' decides it."
                 )
         return None
+    if config.comm.guide_lag and config.run.train_every > 1:
+        raise ConfigError(
+            f"comm.guide_lag: found {config.comm.guide_lag} with run.train_every = {config.run.train_every}; the guide made "
+            "ahead would be for a round that is not trained. Allowed with it: 0."
+        )
     return Scene(
         seed=config.run.seed,
         link=link_of(config),

@@ -1,7 +1,8 @@
 """Every method on the embedded task, one run after the other in one world: plain, hard, and stopped and resumed.
 
-Run as `all_methods.py DIR [tree]` on any number of ranks; `tree` plays the hard variant alone, stopped and resumed,
-below edges. Each run leaves its file under `DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
+Run as `all_methods.py DIR [tree]` on any number of ranks; `tree` plays the untimed variant alone, stopped and resumed,
+below edges; one rank plays it straight beside the others. Each run leaves its file under `DIR/VARIANT`, each rank its
+exit codes in `DIR/verdict.RANK.json`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ HARD: dict[str, Any] = {
     "link": {"clock": "virtual", "latency": "10ms", "jitter": "100ms"},
     "profile": {"flops_per_s": 1e12, "spread": 0.3, "dropout": 0.2, "deadline_s": 0.15},
 }
+#: The hard one where no simulated clock says who is late: edges would change that, and real links leave no trace.
+UNTIMED = {name: section for name, section in HARD.items() if name not in ("link", "profile")}
 #: Architectures of transformers: a decoder with tied embeddings in micro-batches, an encoder with padding.
 OPT: dict[str, Any] = PLAIN | {
     "model": {"name": "shape:opt-tiny", "micro_batch": 2},
@@ -71,6 +74,7 @@ SHORT: dict[str, dict[str, Any]] = {
 VARIANTS = {"plain": PLAIN, "hard": HARD, "opt": OPT, "roberta": ROBERTA}
 STOPPED = "stopped"
 TREE = "tree"
+STRAIGHT = "untimed"
 #: How messages get on in a tree, method by method: all of it must leave no trace in the numbers.
 WAYS: tuple[dict[str, dict[str, Any]], ...] = (
     {"comm": {"progress": "none"}, "link": {}},
@@ -84,9 +88,14 @@ WAYS: tuple[dict[str, dict[str, Any]], ...] = (
 
 
 def below_edges(method: str) -> dict[str, Any]:
-    """Return the hard variant in a tree of two edges."""
+    """Return the untimed variant in a tree of two edges."""
     way = WAYS[sorted(METHODS).index(method) % len(WAYS)]
-    return HARD | {"comm": {**HARD["comm"], **way["comm"], "topology": "tree", "edges": 2}, "link": way["link"]}
+    return UNTIMED | {"comm": {**UNTIMED["comm"], **way["comm"], "topology": "tree", "edges": 2}, "link": way["link"]}
+
+
+def variants(ranks: int) -> dict[str, dict[str, Any]]:
+    """Return what a number of ranks plays straight: one rank also what trees are compared with."""
+    return VARIANTS | ({STRAIGHT: UNTIMED} if ranks == 1 else {})
 
 
 def job(method: str, variant: dict[str, Any], ranks: int) -> Job:
@@ -123,11 +132,12 @@ def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant
 def body(transport: Transport, folder: Path, *, tree: bool) -> int:
     """Run everything, with small splits to evaluate on, and leave this rank's verdict."""
     embedded.DEV_ROWS, embedded.TEST_ROWS = 48, 64
-    codes: dict[str, dict[str, list[int]]] = {STOPPED: {}, **{name: {} for name in VARIANTS}}
+    straight = variants(transport.size)
+    codes: dict[str, dict[str, list[int]]] = {STOPPED: {}, **{name: {} for name in straight}}
     if tree:
         codes = {TREE: {m: stopped_and_resumed(transport, m, folder / TREE, below_edges(m)) for m in METHODS}}
     for method in METHODS if not tree else ():
-        for name, variant in VARIANTS.items():
+        for name, variant in straight.items():
             codes[name][method] = [run_one(transport, method, variant, Options(folder / name))]
         codes[STOPPED][method] = stopped_and_resumed(transport, method, folder / STOPPED)
     (folder / f"verdict.{transport.rank}.json").write_text(json.dumps(codes), encoding="utf-8")

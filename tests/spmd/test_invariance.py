@@ -17,7 +17,9 @@ from fedbench.base.records import DEVICE_COLUMNS, ROUND_COLUMNS, Run
 from fedbench.results import reader
 from fedbench.run.build import METHODS
 
-from all_methods import HARD, ROUNDS, STOP_ROUND, STOPPED, TREE, VARIANTS, below_edges, job  # isort: skip
+from all_methods import (  # isort: skip
+    HARD, ROUNDS, STOP_ROUND, STOPPED, STRAIGHT, TREE, VARIANTS, below_edges, job, variants,
+)  # fmt: skip
 
 pytestmark = pytest.mark.spmd
 
@@ -28,7 +30,9 @@ TREE_RANKS = (pytest.param(5, id="5"), pytest.param(8, id="8", marks=pytest.mark
 MPICH_VARIABLE = "FEDBENCH_MPICH_PYTHON"
 
 #: Times, and what depends on the number of ranks by its nature; everything else is compared.
-FREE_FIGURES = {"run_id", "ranks", "wire_bytes", "peak_device_bytes", "round_s_median", "hidden_fraction"}
+FREE_FIGURES = {
+    "run_id", "ranks", "wire_bytes", "peak_device_bytes", "round_s_median", "hidden_fraction", "unaccounted_fraction",
+}  # fmt: skip
 LOGICAL_ROUNDS = [name for name, column in ROUND_COLUMNS.items() if column.unit != "s" and name != "wire_bytes"]
 LOGICAL_DEVICES = [name for name, column in DEVICE_COLUMNS.items() if column.unit != "s"]
 
@@ -52,7 +56,7 @@ def play(
     assert not ended.left, ended.told()
     assert len(list(folder.glob("verdict.*.json"))) == ranks
     resumed = {method: [EXIT_STOPPED, EXIT_OK] for method in METHODS}
-    straight = {name: {method: [EXIT_OK] for method in METHODS} for name in VARIANTS}
+    straight = {name: {method: [EXIT_OK] for method in METHODS} for name in variants(ranks)}
     expected = {TREE: resumed} if tree else {**straight, STOPPED: resumed}
     for rank in range(ranks):
         assert json.loads((folder / f"verdict.{rank}.json").read_text()) == expected, f"rank {rank}\n{ended.told()}"
@@ -61,8 +65,8 @@ def play(
 
 def read(folder: Path, ranks: int, variant: str, method: str) -> Run:
     """Return the run file of one method."""
-    tree = below_edges(method) if variant == TREE else HARD
-    name = job(method, VARIANTS.get(variant, tree), ranks).run_id
+    played = variants(ranks) | {STOPPED: HARD, TREE: below_edges(method)}
+    name = job(method, played[variant], ranks).run_id
     return reader.read(folder / variant / "runs" / f"{name}.h5")
 
 
@@ -120,7 +124,7 @@ def test_resume_equals_the_straight_run(runs: Read, ranks: int, method: str) -> 
 @pytest.mark.parametrize("ranks", TREE_RANKS)
 def test_edges_progress_and_links_change_no_bit(runs: Read, ranks: int, method: str) -> None:
     """A tree that was stopped and resumed equals the straight run of one process, but for what its edges fetched."""
-    alone, tree = runs(1, "hard", method), runs(ranks, TREE, method)
+    alone, tree = runs(1, STRAIGHT, method), runs(ranks, TREE, method)
     assert tree.summary.ranks == ranks
     edges = np.array(tree.rounds["edge_bytes"])
     assert (edges[1:] > 0).all() == (method != "public_only")

@@ -124,6 +124,15 @@ def test_a_collection_that_can_not_be_written_leaves_the_old_one(swept: Sweep, m
     assert sorted(p.name for p in swept.folder.glob("*all.h5*")) == ["all.h5"]
 
 
+def test_a_collection_of_another_schema_is_kept(swept: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sweep.collect(swept)
+    before = path.read_bytes()
+    monkeypatch.setattr(collect, "SCHEMA_VERSION", collect.SCHEMA_VERSION + 1)
+    with pytest.raises(ResultError, match=r"schema version \d+; runs of version \d+ can't be added"):
+        sweep.collect(swept)
+    assert path.read_bytes() == before
+
+
 def test_a_damaged_collection_is_made_anew(swept: Sweep) -> None:
     path = sweep.collect(swept)
     whole = path.read_bytes()

@@ -15,7 +15,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.toml"))
 
 
 def test_there_are_jobs() -> None:
-    assert {"demo", "sst2_minilm", "trec_minilm"} <= {job.stem for job in JOBS}
+    assert {"demo", "scale_1e6", "sst2_minilm", "trec_minilm"} <= {job.stem for job in JOBS}
 
 
 @pytest.mark.parametrize("method", METHODS)

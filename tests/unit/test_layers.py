@@ -27,6 +27,7 @@ NARROW = {
     "results": {"results", "base"},
     "algorithms": {"algorithms", "zo", "models", "data", "base"},
     "codec": {"codec", "base"},
+    "sim": {"sim", "base"},
     "data": {"data", "base"},
 }
 

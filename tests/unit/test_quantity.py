@@ -17,8 +17,20 @@ RATES = {
 }  # fmt: skip
 #: text -> seconds
 TIMES = {"20ms": 0.02, "1.5s": 1.5, "50us": 5e-5, "2min": 120.0, "0s": 0.0, "1e-3 s": 1e-3}
-BAD_RATES = ("", "100", "Mbit/s", "100Mbit", "100mbit/s", "100Mbps", "-1Mbit/s", "0Mbit/s", "1,5Mbit/s", "infbit/s")
-BAD_TIMES = ("", "20", "ms", "-1ms", "20 m s", "1h", "nan s", "1e s")
+BAD_RATES = (
+    "",
+    "100",
+    "Mbit/s",
+    "100Mbit",
+    "100mbit/s",
+    "100Mbps",
+    "-1Mbit/s",
+    "0Mbit/s",
+    "1,5Mbit/s",
+    "infbit/s",
+    "1e999bit/s",
+)
+BAD_TIMES = ("", "20", "ms", "-1ms", "20 m s", "1h", "nan s", "1e s", "1e999s")
 
 
 @pytest.mark.parametrize("text", RATES)

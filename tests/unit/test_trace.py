@@ -187,9 +187,37 @@ def test_the_hidden_part_of_a_transfer(
     ready_s: float, waits: list[tuple[float, float]], compute_s: float, transfer_s: float, expected: float | None
 ) -> None:
     table = overlapped(ready_s=ready_s, waits=waits, compute_s=compute_s)
-    found = hidden.hidden_fraction(table, {0: transfer_s, 1: transfer_s})
+    found = hidden.hidden_fraction(table, {0: transfer_s, 1: transfer_s}, [1])
     assert found == (None if expected is None else pytest.approx(expected))
-    assert hidden.hidden_fraction({}, {0: 1.0}) is None
+    assert hidden.hidden_fraction({}, {0: 1.0}, [1]) is None
+    assert hidden.hidden_fraction(table, {0: transfer_s, 1: transfer_s}, [1, 2]) is None  # rank 2 kept no round
+
+
+def test_an_edge_that_waits_longest_is_no_device() -> None:
+    table = overlapped(ready_s=0.01, waits=[(0.1, 0.2)], compute_s=1.0)
+    edge = {
+        name: column[np.isin(table["kind"], ("round", "wait")) & (table["rank"] == 1)] for name, column in table.items()
+    }
+    edge |= {"rank": np.full(len(edge["rank"]), 2), "length_s": np.full(len(edge["rank"]), 9.0)}
+    both = {name: np.concatenate([table[name], edge[name]]) for name in table}
+    assert hidden.hidden_fraction(both, {0: 0.5, 1: 0.5}, [1]) == pytest.approx(0.8)
+
+
+def test_figures_of_devices_leave_edges_out() -> None:
+    run = make_run(rounds=6, ranks=8)
+    run.config["comm"] |= {"topology": "tree", "edges": 2}
+    drawing = timeline.timeline(arms.group([run]), looks.LIGHT)
+    assert drawing is not None
+    names = [label.get_text().replace("\n", " ") for label in drawing.figure.axes[0].get_yticklabels()]
+    assert names == ["cloud", "link", *(f"devices of rank {rank}" for rank in (3, 4, 5, 6))]
+    assert "The 4 busiest of 5 ranks" in drawing.caption
+    dropped = {
+        name: column[(run.spans["rank"] != 3) | (run.spans["round"] == run.spans["round"].max())]
+        for name, column in run.spans.items()
+    }
+    drawing = timeline.timeline(arms.group([replace(run, spans=dropped)]), looks.LIGHT)
+    assert drawing is not None
+    assert drawing.caption.startswith(f"Round {run.spans['round'].max()} of")
 
 
 def test_memory_of_every_round_is_thinned_by_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,3 +77,35 @@ def test_nothing_sent_is_nothing_counted() -> None:
     assert traffic.round(0, [], plan_bytes=0, reply_bytes=0) == []
     assert traffic.closing() == 0
     assert traffic.round(1, [5], plan_bytes=0, reply_bytes=0) == [0]
+
+
+#: (catch-up, model, what device 0 got of round 0's reply already, rounds between, bytes whose time is still to come):
+#: part of the reply; less by what it is owed; the model is fetched whole; the newest reply is another one.
+AHEAD = [
+    (CatchUp.REPLAY, PLENTY, 30, 0, 70),
+    (CatchUp.REPLAY, PLENTY, -20, 0, 120),
+    (CatchUp.REPLAY, 50, 30, 0, 50),
+    (CatchUp.REPLAY, 150, 30, 1, 150),
+    (CatchUp.NEWEST, PLENTY, 30, 0, 70),
+    (CatchUp.NEWEST, PLENTY, 30, 1, 100),
+]
+
+
+@pytest.mark.parametrize(("catch_up", "model", "told", "between", "expected"), AHEAD)
+def test_what_came_in_time_takes_none_again(
+    catch_up: CatchUp, model: int, told: int, between: int, expected: int
+) -> None:
+    traffic = Traffic(model, catch_up)
+    traffic.round(0, [0, 1], 100, 100, told=[told, 0])
+    for number in range(1, 1 + between):
+        traffic.round(number, [1], 100, 100)
+    stored = json.loads(json.dumps(traffic.state()))
+    traffic.restore(stored)
+    assert traffic.ahead(0, 1 + between) == expected
+    assert traffic.ahead(1, 1 + between) == min(100, model)
+
+
+def test_edges_fetch_what_is_sent_again() -> None:
+    traffic = Traffic(PLENTY, CatchUp.REPLAY, edges=3)
+    traffic.round(0, [0], plan_bytes=100, reply_bytes=8, resent_bytes=50)
+    assert traffic.to_edges() == 3 * (100 + 8 + 50)

@@ -189,8 +189,17 @@ def test_a_resumed_run_knows_who_missed_what(method: str) -> None:
         np.testing.assert_array_equal(*found)
 
 
-def test_rounds_that_are_timed_count_as_the_last_that_trained() -> None:
+#: Plans that are kept; and coded ones that are sent again for a second probe and for updates.
+SENDING: list[dict[str, Any]] = [
+    {},
+    {"comm.guide_reuse": "resend", "comm.codec": "int4", "federation.local_steps": 2, "federation.devices": 2},
+]
+
+
+@pytest.mark.parametrize("sending", SENDING, ids=["keep", "resend"])
+def test_rounds_that_are_timed_count_as_the_last_that_trained(sending: dict[str, Any]) -> None:
     changes = SHORT | VIRTUAL | {"run.train_every": 3, "run.rounds": 6, "profile.name": "lte", "link.jitter": "0s"}
+    changes |= sending
     tiny = Tiny(make("cooperllm", changes, evaluated=4))
     start = weights(tiny.built.trainable)
     seen, rows = [], []
@@ -209,8 +218,34 @@ def test_rounds_that_are_timed_count_as_the_last_that_trained() -> None:
         assert (timed.plan_bytes, timed.reply_bytes, timed.cloud_flops) == (
             real.plan_bytes, real.reply_bytes, real.cloud_flops,
         )  # fmt: skip
+        assert (timed.resent, timed.resent_bytes, timed.told) == (real.resent, real.resent_bytes, real.told)
+        assert (timed.resent_bytes > 0) == bool(sending)
+        assert timed.replay_ops == real.replay_ops
         assert timed.sim_device_s == real.sim_device_s
         assert timed.times == real.times
+
+
+def test_a_trained_round_that_nobody_answered_is_no_model_for_timed_ones() -> None:
+    """Round 0 loses everybody, so the first round with a device trains; a later lost one does not replace it."""
+    changes = SHORT | DROPOUT | {"run.train_every": 2, "run.rounds": 8, "federation.devices": 1, "profile.dropout": 0.5}
+    seed = next(
+        seed
+        for seed in range(500)
+        if [bool(build_scene(changes | {"run.seed": seed}).present(r, (0,))) for r in range(4)]
+        == [False, True, False, True]
+    )
+    tiny = Tiny(make("fedmezo", changes | {"run.seed": seed}, evaluated=4))
+    outcomes = tiny.play(4)
+    assert [outcome.trained for outcome in outcomes] == [True, True, True, False]
+    assert [outcome.whole for outcome in outcomes[:3]] == [False, True, False]
+    timed, real = outcomes[3], outcomes[1]
+    assert (timed.flops, timed.up_bytes) == (real.flops, real.up_bytes)
+    assert timed.flops[0] > 0
+
+
+def test_a_guide_made_ahead_needs_every_round_trained() -> None:
+    with pytest.raises(ConfigError, match=r"comm.guide_lag: found 1 with run.train_every = 2"):
+        build_scene(VIRTUAL | {"comm.guide_lag": 1, "run.train_every": 2})
 
 
 def test_simulated_time_is_the_same_on_a_second_run_and_depends_on_the_seed() -> None:

@@ -30,28 +30,23 @@ class Traffic:
         self._history = [0]
         self._plans: list[int] = []
         self._replies: list[int] = []
-        self._told: list[int] = []
-        self._last: dict[int, int] = {}
+        self._resent = 0
+        self._last: dict[int, tuple[int, int]] = {}
 
     def missed(self, device: int, number: int) -> int:
         """Return the bytes that a device fetches before the plan of a round."""
-        if self._catch_up is CatchUp.NEWEST:
-            return min(next((reply for reply in reversed(self._replies) if reply), 0), self._model_bytes)
-        last = self._last.get(device)
-        since = 0 if last is None else last
-        bytes_ = self._history[number] - self._history[since]
-        if last is not None:
-            bytes_ -= self._plans[last]
-        return min(bytes_, self._model_bytes)
+        return min(self._history_of(device, number), self._model_bytes)
 
     def ahead(self, device: int, number: int) -> int:
         """Return those of the missed bytes that did not come in the course of the last round with this device.
 
         Between two exchanges of a round its devices need the reply at once; bytes are counted with the next round,
-        as those of the last exchange are, but their time was spent.
+        as those of the last exchange are, but their time was spent. A device that fetches the model gets all of it.
         """
-        last = self._last.get(device)
-        return self.missed(device, number) if last is None else max(0, self.missed(device, number) - self._told[last])
+        last, told = self._last.get(device, (None, 0))
+        if self._catch_up is CatchUp.NEWEST and last != self._newest():
+            told = 0
+        return min(max(0, self._history_of(device, number) - told), self._model_bytes)
 
     def round(
         self,
@@ -60,12 +55,14 @@ class Traffic:
         plan_bytes: int,
         reply_bytes: int,
         answered: int | None = None,
-        told_bytes: int = 0,
+        told: Sequence[int] = (),
+        resent_bytes: int = 0,
     ) -> list[int]:
         """Return the bytes that each of the devices fetches that take part in a round, and remember the round.
 
-        `answered` of them came in time and stand in the reply (None: all); `told_bytes` of the replies came between
-        its exchanges.
+        `answered` of them came in time and stand in the reply (None: all). `told`: of each device, those of the
+        replies' bytes that came between exchanges, less what it still has to get (none where left out). Plans that
+        were sent again are the caller's to charge; edges fetch their `resent_bytes` too.
         """
         downs = [self.missed(device, number) + plan_bytes for device in devices]
         behind = len(devices) if answered is None else answered
@@ -73,14 +70,14 @@ class Traffic:
         reply = reply_bytes + ids if reply_bytes else 0
         self._plans.append(plan_bytes)
         self._replies.append(reply)
-        self._told.append(told_bytes)
+        self._resent = resent_bytes
         self._history.append(self._history[-1] + plan_bytes + reply)
-        self._last.update(dict.fromkeys(devices, number))
+        self._last.update({d: (number, own) for d, own in zip(devices, told or [0] * len(devices), strict=True)})
         return downs
 
     def to_edges(self) -> int:
         """Return the bytes that all edges together fetch of the latest round."""
-        return self._edges * (self._plans[-1] + self._replies[-1])
+        return self._edges * (self._plans[-1] + self._replies[-1] + self._resent)
 
     def closing(self) -> int:
         """Return the bytes that a device of the last round fetches when training has ended."""
@@ -88,13 +85,27 @@ class Traffic:
 
     def state(self) -> dict[str, Any]:
         """Return a tree that JSON can hold."""
-        last = [[device, number] for device, number in self._last.items()]
-        return {"plans": self._plans, "replies": self._replies, "told": self._told, "last": last}
+        last = [[device, number, told] for device, (number, told) in self._last.items()]
+        return {"plans": self._plans, "replies": self._replies, "last": last}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
-        self._plans, self._replies, self._told = (list(state[name]) for name in ("plans", "replies", "told"))
+        self._plans, self._replies = (list(state[name]) for name in ("plans", "replies"))
         self._history = [0]
         for plan, reply in zip(self._plans, self._replies, strict=True):
             self._history.append(self._history[-1] + plan + reply)
-        self._last = {int(device): int(number) for device, number in state["last"]}
+        self._last = {int(device): (int(number), int(told)) for device, number, told in state["last"]}
+
+    def _history_of(self, device: int, number: int) -> int:
+        """Return the bytes of what a device missed before a round, be the model less or not."""
+        if self._catch_up is CatchUp.NEWEST:
+            newest = self._newest()
+            return 0 if newest is None else self._replies[newest]
+        last, _ = self._last.get(device, (None, 0))
+        if last is None:
+            return self._history[number]
+        return self._history[number] - self._history[last] - self._plans[last]
+
+    def _newest(self) -> int | None:
+        """Return the latest round that had a reply."""
+        return next((r for r in reversed(range(len(self._replies))) if self._replies[r]), None)
