@@ -12,7 +12,8 @@ methods.md 4 for guided methods, which have public rows too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 import numpy as np
@@ -57,8 +58,7 @@ class FedAvg(ModelAveraging):
 
     def local(self, round_: Round, device: int, plan: Arrays) -> Upload:
         """Return w_i - w after the local steps."""
-        with walking(self.lab.trainable.tensors):
-            self._begin_at(plan)
+        with self._starting_at(plan):
             change, losses = descend(self.lab, round_, device, self.settings.optimizer, self.settings.weight_decay)
         names = [t.name for t in self.lab.trainable]
         arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, change, strict=True)}
@@ -66,13 +66,20 @@ class FedAvg(ModelAveraging):
 
     def apply(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         """w <- w + mean change, from where public training led to in the first round."""
-        self._begin_at(plan)
+        self._take(plan)
         super().apply(round_, plan, reply)
 
     def skip(self, round_: Round, plan: Arrays) -> None:
         """Go on from where public training led to."""
-        self._begin_at(plan)
+        self._take(plan)
 
-    def _begin_at(self, plan: Arrays) -> None:
+    @contextmanager
+    def _starting_at(self, plan: Arrays) -> Iterator[None]:
+        """Hold the plan's weights inside the block; without a plan nothing is copied."""
+        with walking(self.lab.trainable.tensors if plan else ()):
+            self._take(plan)
+            yield
+
+    def _take(self, plan: Arrays) -> None:
         for tensor in self.lab.trainable if plan else ():
             tensor.assign(plan[tensor.name])

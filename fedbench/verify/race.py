@@ -51,8 +51,11 @@ def told(found: Found, ours: str, run: Race) -> tuple[str, ...]:
     each = ", ".join(f"{name} {times(value)}" for name, value in sorted(run.each.items(), key=lambda at: at[1].value))
     reached = sum(own.summary.rounds_to_target is not None for own in found.of(ours).values())
     planned = len(found.of(ours)) + len(found.lost.get(ours, {}))
+    ratios = sorted(run.each.values(), key=lambda value: value.value)
+    spread = f"{times(ratios[0])} to {times(ratios[-1])}" if ratios[0].value < ratios[-1].value else ""
     return (
         f"Best baseline: {run.best}. {ours} against each: {each}.",
+        *([f"It depends on the baseline and its tuning ([tuning.md](tuning.md)): {spread}."] if spread else []),
         f"{ours} reached the target on {reached} of {planned} seeds.",
         f"The target is looked for {_looked(found, ours)} of {ours} and {_looked(found, run.best)} of {run.best}.",
     )

@@ -131,9 +131,6 @@ def _variant(name: str, method: str, cost: float = 1.0, **settings: Any) -> Arm:
     return Arm(name, {"method.name": method, **{f"method.{key}": value for key, value in settings.items()}}, cost)
 
 
-#: Arms of text beside those with a guide; FedSPZO (B1) is also cooperllm_plus without one.
-_ON_TEXT = ("fedmezo", "fedspzo", "fedavg")
-
 #: The arms of every task with a cloud that has public rows.
 _GUIDED_ARMS = (
     *_plain("cooperllm", "cooperllm_plus", "public_only"),
@@ -144,7 +141,7 @@ _GUIDED_ARMS = (
 #: Methods that no claim is about; they stand in the tables beside the others.
 OTHERS = ("fedavg", "fedavg_lora", "bitfit", "ferret", "spry", "meerkat", "agzo")
 
-#: Step sizes beside those of the job file: tuned with the same budget (docs/claims.md).
+#: Step sizes beside those of the job file: tuned with the same budget (docs/tuning.md).
 _AC = MappingProxyType({"lr": 4.6e-4})
 _BLOCKWISE = MappingProxyType({"lr": 2.2e-3, "lr_ratio": 4.0})
 _FROZEN = MappingProxyType({"lr": 1e-3})
@@ -188,7 +185,8 @@ POOR = Task(
     full=Scale(_SEEDS, 120, 5, guided_rounds=100),
     quick=Scale(_SEEDS[:2], 40, 5, arms=(*(arm.name for arm in _GUIDED_ARMS), "fedmezo", "fedkseed")),
 )
-_TEXT_ARMS = (*_GUIDED_ARMS, *_plain(*_ON_TEXT))
+#: On text FedSPZO (B1) is also cooperllm_plus without its guide.
+_TEXT_ARMS = (*_GUIDED_ARMS, *_plain("fedmezo", "fedspzo", "fedavg"))
 TREC = Task("trec", "trec", _TEXT_ARMS, full=Scale(_SEEDS[:3], 40, 5, guided_first=4))
 SST2 = Task("sst2", "sst2", _TEXT_ARMS, full=Scale(_SEEDS[:3], 20, 10, guided_first=2))
 

@@ -198,7 +198,13 @@ def test_fedspzo_is_measured_in_flops_and_shows_its_controls() -> None:
     assert isinstance(value, Measured)
     assert value.value == 4.0  # 80 over 20
     told = " ".join(value.detail)
-    for words in ("Best baseline: fedzo.", "estimator Ac: 2.67x", "block 1 frozen: 8x", "fedspzo B1 ends at 85.0"):
+    for words in (
+        "Best baseline: fedzo.",
+        "and its tuning ([tuning.md](tuning.md)): 4x to",
+        "estimator Ac: 2.67x",
+        "block 1 frozen: 8x",
+        "fedspzo B1 ends at 85.0",
+    ):
         assert words in told
     value = fedspzo.over_blockwise(found(task, **arms, **{"block_wise_MeZO": [ramp(30, 40)]}))
     assert isinstance(value, Measured)

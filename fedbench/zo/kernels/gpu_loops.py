@@ -113,6 +113,7 @@ def _walk(x, keys, coef, count, word, lane, GAUSSIAN: tl.constexpr):
 
 @_jit
 def draw(keys, first, n, out, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr, WORDS: tl.constexpr):
+    """Write a range of a direction's entries, float32 [n]."""
     word, lane, offset, inside = _places(first, n, tl.program_id(0), ALIGNED, GAUSSIAN, WORDS)
     tl.store(out + offset, _z(tl.load(keys), tl.load(keys + 1), word, lane, GAUSSIAN), inside)
 
@@ -122,6 +123,7 @@ def base(
     first, n, keys, coef, count, guide_coef, w, guide, out,
     GUIDED: tl.constexpr, ALIGNED: tl.constexpr, GAUSSIAN: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
+    """Write a range of w less the walk: the sum of coef[k] z(keys[k]), and guide_coef times the guide."""
     word, lane, offset, inside = _places(first, n, tl.program_id(0), ALIGNED, GAUSSIAN, WORDS)
     x = _walk(tl.load(w + offset, inside, 0.0), keys, coef, count, word, lane, GAUSSIAN)
     if GUIDED:

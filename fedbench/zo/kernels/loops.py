@@ -114,12 +114,14 @@ _STEP = (_KEY, types.float64, types.float64)
 
 @lazy_kernel(types.uint64, _KEYS, _array(types.uint64, 2, writes=True))
 def stream_keys(gaussian: Any, tensor_key: Any, direction_keys: Any, out: Any) -> None:
+    """Write the key of one tensor's stream for each of some directions, uint64 [K, 2]."""
     for k in range(direction_keys.shape[0]):
         out[k, 0], out[k, 1] = feistel(direction_keys[k, 0], direction_keys[k, 1], tensor_key)
 
 
 @lazy_kernel(types.int64, _KEY, _OUT)
 def draw(gaussian: Any, first: int, key: Any, out: Any) -> None:
+    """Write a range of a direction's entries, float32 [n]."""
     normals = np.empty(64, np.float32)
     z, target, n, a, b = at(normals, 0), at(out, 0), out.size, key[0], key[1]
     for j in range(first >> 6, (first + n + 63) >> 6):
@@ -129,6 +131,7 @@ def draw(gaussian: Any, first: int, key: Any, out: Any) -> None:
 
 @lazy_kernel(types.int64, *_WALK, types.float64, _IN, _IN, _OUT)
 def base(gaussian: Any, first: int, keys: Any, coef: Any, guide_coef: Any, w: Any, guide: Any, out: Any) -> None:
+    """Write a range of w less the walk: the sum of coef[k] z(keys[k]), and guide_coef times the guide."""
     normals = np.empty(64, np.float32)
     z, source, target, n = at(normals, 0), at(w, 0), at(out, 0), w.size
     walk = coef.size, at(keys, 0), at(coef, 0)
@@ -155,6 +158,7 @@ def pair(
     plus: Any,
     minus: Any,
 ) -> None:
+    """Write both copies of a range: w less the walk, plus and minus the step, which is scale z and guide_scale guide."""
     normals = np.empty(64, np.float32)
     walk = coef.size, at(keys, 0), at(coef, 0)
     step = key[0], key[1], np.float32(scale)
@@ -178,6 +182,7 @@ def pair_rows(
     plus: Any,
     minus: Any,
 ) -> None:
+    """Write both copies of some rows of a matrix, each as `pair` writes a range."""
     normals = np.empty(64, np.float32)
     walk = coef.size, at(keys, 0), at(coef, 0)
     step = key[0], key[1], np.float32(scale)
