@@ -24,8 +24,8 @@ class Waiter(Protocol):
 
     clock: Clock
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
 
 
 class Inbox(Mapping[str, np.ndarray]):
@@ -117,9 +117,8 @@ class Inbox(Mapping[str, np.ndarray]):
             return buffer
         if not request.done():
             name = self._units[index].name
-            with self._waiter.clock.span("wait", f"{self._channel}/{name}"):
-                what = f"{name} of round {self._places[index].round} from {self.sender}"
-                self._waiter.wait([request], what)
+            what = f"{name} of round {self._places[index].round} from {self.sender}"
+            self._waiter.wait([request], what, f"{self._channel}/{name}")
         return buffer[: request.received_bytes]
 
 

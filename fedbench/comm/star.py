@@ -140,7 +140,7 @@ class Star:
         self._frames.send(slot, self._parent, units, arrays, place._replace(device=device), note, (device,))
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        """Wait until every device's units have arrived, as a span of `upload`; past the deadline WireError names all that are missing."""
         self._wait_for_all(inboxes)
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
@@ -165,9 +165,9 @@ class Star:
         """Move messages from within a computation, if the policy says so and it is time."""
         self._mail.drive_at_times()
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
-        self._mail.wait(requests, what)
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
+        self._mail.wait(requests, what, unit)
 
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
@@ -180,7 +180,7 @@ class Star:
             senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
             return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
 
-        self._mail.wait_for([request for _, request in waiting], missing, self._patience)
+        self._mail.wait_for([request for _, request in waiting], missing, "upload", self._patience)
 
     def _await_down(
         self, inbox: Inbox, place: tuple[str, int], unit: Unit, codec: Codec, devices: Sequence[int]
@@ -214,4 +214,4 @@ class Star:
     def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)
         if request is not None:
-            self.wait([request], f"the last {slot[0]} from {self._source}")
+            self.wait([request], f"the last {slot[0]} from {self._source}", f"last {slot[0]}")

@@ -112,13 +112,13 @@ class Tree(Star):
         return inboxes
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        """Wait until every device's units have arrived, as a span of `upload`; past the deadline WireError names all that are missing."""
         super().gather(inboxes)
         self._below_bytes += sum(request.received_bytes for inbox in inboxes.values() for request in inbox.requests)
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`, and at an edge for which devices."""
-        self._mail.wait_for(requests, lambda _: f"{self._name()} still waits for {what}{self._late()}.")
+        self._mail.wait_for(requests, lambda _: f"{self._name()} still waits for {what}{self._late()}.", unit)
 
     def _edge_of(self, rank: int) -> int:
         return self._edges[(rank - self.peers.start) % len(self._edges)]

@@ -181,8 +181,7 @@ class Runner:
         star, virtual = self.star, self.virtual
         in_time = np.ones(len(at.devices), np.uint8)
         if star.is_cloud:
-            with self.clock.span("wait", "upload"):
-                star.gather(inboxes)
+            star.gather(inboxes)
             with self.clock.span("account"):
                 counted = outcome.count(inboxes, sent)
                 if virtual is not None:

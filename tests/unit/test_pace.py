@@ -130,6 +130,26 @@ def test_an_upload_is_under_way_while_the_next_device_computes() -> None:
     assert not inboxes[1].requests[0].done()
 
 
+def test_a_wait_is_one_span_that_says_for_what() -> None:
+    clock = Clock()
+    clock.keep(1, 100)
+    clock.begin(0)
+    link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s")
+    topology = connect(Loopback(), clock, CommSection(progress="none", deadline_s=5.0), link, 0)
+    place, made = Place(0, 0, -1, 0), {"a": np.ones(2500, np.float32)}
+    units = [Unit("a", (2500,))]  # 10 ms
+    topology.down("plan", units, made, place, devices=(0,))["a"].sum()
+    inboxes = topology.expect((0,), lambda _: units, place)
+    topology.report((0,), 0, units, made, place, Note())
+    topology.gather(inboxes)
+    topology.down("plan", units, made, place, devices=(0,))
+    topology.down("plan", units, made, place, devices=(0,))
+    topology.finish()
+    waits = [(span.unit, span.length_s) for _, span in clock.spans if span.kind == "wait"]
+    assert [unit for unit, _ in waits] == ["plan/a", "upload", "last plan", "own messages"]
+    assert clock.seconds("wait") == pytest.approx(sum(length for _, length in waits))
+
+
 @pytest.mark.parametrize("progress", ["none", "poll", "thread"])
 def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
     link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s", latency="20ms")
