@@ -140,7 +140,7 @@ class Star:
         self._frames.send(slot, self._parent, units, arrays, place._replace(device=device), note, (device,))
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived, as a span of `upload`; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
         self._wait_for_all(inboxes)
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:

@@ -69,7 +69,7 @@ class Topology(Protocol):
         """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived, as a span of `upload`; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
         """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""

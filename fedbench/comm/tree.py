@@ -112,7 +112,7 @@ class Tree(Star):
         return inboxes
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived, as a span of `upload`; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
         super().gather(inboxes)
         self._below_bytes += sum(request.received_bytes for inbox in inboxes.values() for request in inbox.requests)
 

@@ -137,7 +137,7 @@ class Runner:
         plan = plan if sent.units is None else sent.units
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
-            self._compute(at, plan, place)
+            self._compute(at, plan, place, sent.units)
         if star.is_cloud:
             with clock.span("cloud", "ahead"):
                 algorithm.ahead(at)
@@ -213,9 +213,14 @@ class Runner:
         if self.virtual is not None:
             self.virtual.end(outcome, self.built.algorithm)
 
-    def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
-        """Let the devices that this rank hosts compute, and send each result while the next one computes."""
+    def _compute(self, at: Round, plan: Arrays, place: Place, arriving: Inbox | None) -> None:
+        """Let the devices that this rank hosts compute, and send each result while the next one computes.
+
+        They compute on a plan while it is arriving, unless the job says that all of it must be there first.
+        """
         meter = self.built.lab.meter
+        if arriving is not None and not self.built.job.config.comm.overlap:
+            self.star.wait(arriving.requests, "the whole plan", "plan/whole")
         for device in at.devices:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue
