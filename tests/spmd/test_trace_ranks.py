@@ -65,7 +65,9 @@ def test_ranks_do_their_parts_layer_by_layer_and_unit_by_unit(run: Run) -> None:
         assert "agreement" in did["wait"]
         assert "" not in did["wait"], "every wait says for what"
         waits = lane.kind == "wait"
-        assert lane.own_s[waits].sum() == pytest.approx((lane.end_s - lane.start_s)[waits].sum()), "no wait is in another"
+        assert lane.own_s[waits].sum() == pytest.approx((lane.end_s - lane.start_s)[waits].sum()), (
+            "no wait is in another"
+        )
 
 
 def test_spans_lie_in_their_round_and_rounds_last_as_long_everywhere(run: Run) -> None:
