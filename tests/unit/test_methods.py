@@ -124,10 +124,11 @@ class Log:
 
     def _note(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         guides = getattr(self._built.algorithm, "_guides", None)
+        seen = plan
         if guides is not None and plan:
             guide, _ = guides.span(plan).mix(np.ones(1))
-            plan = {t.name: written_out(guide, t) for t in self._built.trainable}
-        copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (plan, reply))
+            seen = {t.name: written_out(guide, t) for t in self._built.trainable}
+        copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (seen, reply))
         self.entries.append((round_, *copies))
         self._apply(round_, plan, reply)
 
