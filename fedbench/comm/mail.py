@@ -97,6 +97,12 @@ class Mail:
             sent = self._sending.pop(slot, [])
         self.wait(sent, "its own messages to be taken", "own messages")
 
+    def release(self, channel: str) -> None:
+        """Give back the buffers of a channel whose messages are over."""
+        for slot in [slot for slot in self._buffers if channel in slot[1:2]]:
+            self.settle(slot)
+            del self._buffers[slot]
+
     def poll(self) -> float:
         """Start what is due and pass on what is here; return the seconds until something is due, 0 after a move.
 

@@ -161,6 +161,12 @@ class Star:
         """Return the element-wise maximum of a few integers over all ranks."""
         return self._mail.agree(values, what)
 
+    def release(self, channel: str) -> None:
+        """Give back the memory of a channel, once its messages have come and gone on."""
+        for slot in [slot for slot in self._receiving if slot[0] == channel]:
+            self._settle(slot)
+        self._mail.release(channel)
+
     def poll(self) -> None:
         """Move messages from within a computation, if the policy says so and it is time."""
         self._mail.drive_at_times()

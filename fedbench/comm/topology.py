@@ -77,6 +77,9 @@ class Topology(Protocol):
     def agree(self, values: Sequence[int], what: str) -> list[int]:
         """Return the element-wise maximum of a few integers over all ranks."""
 
+    def release(self, channel: str) -> None:
+        """Give back the memory of a channel that is not used again soon."""
+
     def poll(self) -> None:
         """Move messages from within a computation, without waiting; cheap enough for every tile."""
 

@@ -212,6 +212,8 @@ class Execution:
             tensor.assign(inbox[tensor.name])
         if star.transport.size > 1:
             self._share_state(runner, Place(next_round, 0, -1, 0))
+        for channel in ("resume", "state table", "state"):  # all weights once more, which no round needs
+            star.release(channel)
 
     def _share_state(self, runner: Runner, place: Place) -> None:
         """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""

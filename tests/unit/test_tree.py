@@ -162,6 +162,21 @@ def test_bundles_of_one_tag_go_up_in_their_order() -> None:
         assert inboxes[device]["scalars"][0] == device
 
 
+def test_a_channel_that_is_released_holds_no_memory_and_may_be_used_again() -> None:
+    ranks = trees(4, 1)
+    for number in range(2):
+        place, sent = Place(number, 0, -1, 0), {PLAN[0].name: np.full(PLAN[0].shape, number, np.float32)}
+        for channel in ("resume", "plan"):
+            made = [sent if tree.is_cloud else None for tree in ranks]
+            boxes = [tree.down(channel, PLAN[:1], m, place) for tree, m in zip(ranks, made, strict=True)]
+        for tree in ranks:
+            tree.release("resume")  # an edge passes on first what nobody here reads
+            assert {slot[1] for slot in tree._mail._buffers} == {"plan"}
+        assert all((box["layer.0"] == number).all() for box in boxes)
+    for tree in ranks:
+        tree.finish()
+
+
 def test_whoever_is_missing_is_named_by_the_edge_and_by_the_cloud() -> None:
     ranks = trees(6, 2)  # devices 1 and 4 on rank 4 below edge 2, 2 and 5 on rank 5 and 7 on rank 4
     place = Place(3, 0, -1, 0)
