@@ -14,7 +14,8 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import CODECS, Codec
+from fedbench.codec.codecs import CODECS
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 

@@ -15,7 +15,8 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import RAW, Codec
+from fedbench.codec.codecs import RAW
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.frames import DOWN, Frames
