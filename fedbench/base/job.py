@@ -153,10 +153,11 @@ class CommSection(Section):
     )
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
     error_feedback: bool = Field(False, description="what a guide's coding lost is added to the next guide")
-    adapt: Literal["nominal", "measured"] = Field(
+    adapt: Literal["nominal", "measured", "replay"] = Field(
         "nominal",
-        description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played",
+        description="what codec = 'adaptive' rests on: [link] and [profile], the rounds as they are played, or another run",
     )
+    replay: str = Field("", description="run file whose chosen codecs adapt = 'replay' takes")
     guide_reuse: Literal["keep", "resend"] = Field(
         "keep", description="keep: devices hold the coded guide until the update; resend: it travels again for it"
     )
@@ -180,6 +181,14 @@ class CommSection(Section):
         if self.error_feedback and self.codec == "raw":
             raise ValueError(
                 "error_feedback = true has nothing to give back with codec = 'raw'; allowed: another codec"
+            )
+        if (self.adapt == "replay") != bool(self.replay):
+            raise ValueError(
+                f"adapt = {self.adapt!r} with replay = {self.replay!r}; a run file goes with 'replay' alone"
+            )
+        if self.adapt == "replay" and self.codec != "adaptive":
+            raise ValueError(
+                f"adapt = 'replay' chooses nothing with codec = {self.codec!r}; allowed: codec = 'adaptive'"
             )
         return self
 

@@ -146,6 +146,7 @@ class Summary(BaseModel):
     sim_s: float | None
     hidden_fraction: float | None
     unaccounted_fraction: float
+    repeatable: bool
     weights_sha256: str
     trajectory_sha256: str
 

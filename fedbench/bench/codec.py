@@ -1,7 +1,7 @@
 """`bench codec`: every codec on tiles of normal entries, to codes and back, beside plain copies of the same tiles.
 
-A codec works on one thread, so it is measured once and rates are those of a core for any number of threads. Tiles come from memory, not from a
-cache: together they are larger than most.
+A codec works on one thread, so it is measured once and rates are those of a core for any number of threads. Tiles come
+from memory, not from a cache: together they are larger than most.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from fedbench.comm.mail import refuse_missing_threads
 from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, launch, spans
+from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built, Job, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.callbacks.metrics import Metrics
@@ -115,6 +116,7 @@ class Execution:
             job = make_job(transport.size)
             refuse_missing_threads(transport, job.config.comm.progress)
             built = construct(job)
+            chooser_of(built)  # a run to replay that can't be read is found here
             every = sum(p.nbytes for p in built.cut.parameters())
             self._memory.weights(built.cut.residency.bytes_held() or every)
             self._memory.enter("train")

@@ -141,6 +141,7 @@ def _summary(
             ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True)), star.peers
         ),
         unaccounted_fraction=ranks.unaccounted,
+        repeatable=(job.config.comm.codec, job.config.comm.adapt) != ("adaptive", "measured"),
         weights_sha256=weights,
         trajectory_sha256=runner.trajectory.digest.hex(),
     )

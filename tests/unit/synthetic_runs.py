@@ -123,6 +123,7 @@ def _summary(config: dict[str, Any], table: dict[str, np.ndarray], peak: int | N
         sim_s=None,
         hidden_fraction=None,
         unaccounted_fraction=0.004,
+        repeatable=True,
         weights_sha256="a" * 64,
         trajectory_sha256="b" * 64,
     )

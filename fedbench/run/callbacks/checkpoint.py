@@ -40,6 +40,7 @@ class SaveCheckpoint:
             "next_round": runner.next_round,
             "trajectory": runner.trajectory.digest.hex(),
             "metrics": self._metrics.state(),
+            "rates": {} if runner.plans.chooser is None else runner.plans.chooser.state(),
         }
         self._store.save(Checkpoint(arrays, state))
 
@@ -52,6 +53,8 @@ def take_up(checkpoint: Checkpoint, runner: Runner, metrics: Metrics) -> None:
     runner.plans.coder.restore(_part("coder/", checkpoint))
     runner.next_round = int(checkpoint.state["next_round"])
     runner.trajectory.digest = bytes.fromhex(checkpoint.state["trajectory"])
+    if runner.plans.chooser is not None:
+        runner.plans.chooser.restore(checkpoint.state["rates"])
     metrics.restore(dict(checkpoint.state["metrics"]))
 
 
