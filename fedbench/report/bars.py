@@ -61,7 +61,9 @@ def time_split(arms: Sequence[Arm], theme: Theme) -> Drawing:
         _end_label(axes, left[row], row, text, theme)
     _arm_axis(axes, arms, theme, "s")
     legend(figure, names, theme, lines=False)
-    caption = "Mean time of a computed round by part, the first left out; the figure at the end is the round's wall time."
+    caption = (
+        "Mean time of a computed round by part, the first left out; the figure at the end is the round's wall time."
+    )
     if np.any(left > _TOLERANCE * total):
         caption += " Where the bar is longer than that, parts on different ranks ran at the same time."
     torn = [a.label for a in arms if max(run.summary.unaccounted_fraction for run in a.runs) > OUTSIDE_LIMIT]

@@ -23,9 +23,9 @@ from fedbench.comm.inbox import Inbox
 from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
-from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.outcome import Outcome, Sent, Trajectory
 from fedbench.run.plans import Plans
+from fedbench.run.traffic import Traffic
 from fedbench.run.virtual import Virtual
 
 

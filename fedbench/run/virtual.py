@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedbench.algorithms.base import Algorithm, Round
-from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.outcome import Counted, Outcome
+from fedbench.run.traffic import Traffic
 from fedbench.sim.clock import Load, RoundClock
 from fedbench.sim.scene import Scene
 

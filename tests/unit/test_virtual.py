@@ -16,6 +16,8 @@ from fedbench.data import embedded
 from fedbench.data.private import Keyed
 from fedbench.run import build
 from fedbench.run.build import Built
+from fedbench.run.callbacks.checkpoint import state_of, take_up
+from fedbench.run.ckpt import Checkpoint
 from fedbench.sim.scene import Scene, scene_of
 
 #: Settings that keep a method's rounds short; FwdLLM asks once.
@@ -176,12 +178,8 @@ def test_a_resumed_run_knows_who_missed_what(method: str) -> None:
     first = Tiny(make(method, changes, evaluated=4))
     assert first.run(wants_to_stop=lambda: first.runner.next_round == 3) == "stopped"
     second = Tiny(make(method, changes, evaluated=4))
-    for tensor, kept in zip(second.built.trainable, first.built.trainable, strict=True):
-        tensor.assign(kept.values())
-    second.built.algorithm.restore(first.built.algorithm.state())
-    second.metrics.restore(json.loads(json.dumps(first.metrics.state())))
-    second.runner.next_round = 3
-    second.runner.trajectory.digest = first.runner.trajectory.digest
+    kept = state_of(first.runner, first.metrics)
+    take_up(Checkpoint(kept.arrays, json.loads(json.dumps(kept.state))), second.runner, second.metrics)
     second.run()
     assert second.runner.trajectory.digest == straight.runner.trajectory.digest
     for column in ("sim_s", "sim_other_s", "sim_bound_s", "downlink_bytes", "answered", "trained", "device_flops"):
