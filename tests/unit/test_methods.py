@@ -317,6 +317,7 @@ def test_fedavgs_optimisers_are_torchs(optimizer: str, decay: float) -> None:
     other = copy.deepcopy(built.cut)
     names = {t.name for t in built.trainable}
     chosen = [p for name, p in other.named_parameters() if name in names]
+    tiny = Tiny(built)
     for number in range(2):
         kind: Any = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
         optimiser = kind(chosen, lr=0.01, weight_decay=decay)  # a fresh one each round: its state is discarded
@@ -325,7 +326,7 @@ def test_fedavgs_optimisers_are_torchs(optimizer: str, decay: float) -> None:
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(other(batch), batch.labels).backward()
             optimiser.step()
-        Tiny(built).runner.play(number)
+        tiny.play(1)
     expected = {name: p.detach().numpy() for name, p in other.named_parameters() if name in names}
     np.testing.assert_allclose(flat(weights(built.trainable)), flat(expected), atol=2e-5)
 
@@ -372,10 +373,8 @@ def test_fedavg_from_public_starts_where_public_only_ends(part: str) -> None:
         tensor.assign(trained.values())
     built = make("fedavg", changes | {"method.fedavg.public_rounds": steps, "method.fedavg.public_lr": lr})
     start = weights(built.trainable)
-    outcomes = []
-    for number in range(2):
-        Tiny(plain).runner.play(number)
-        outcomes.append(Tiny(built).runner.play(number))
+    Tiny(plain).play(2)
+    outcomes = Tiny(built).play(2)
     assert not np.array_equal(flat(weights(built.trainable)), flat(start))
     np.testing.assert_array_equal(flat(weights(built.trainable)), flat(weights(plain.trainable)))
     assert [outcome.plan_bytes for outcome in outcomes] == [SCALAR * built.trainable.size, 0]
