@@ -242,7 +242,12 @@ def test_what_a_job_says_goes_before_its_profile() -> None:
 
 
 #: what needs the simulated clock
-NEEDY = {"profile.dropout": 0.1, "profile.deadline_s": 2.0, "run.train_every": 2}
+NEEDY = {
+    "profile.dropout": 0.1, "profile.deadline_s": 2.0, "run.train_every": 2, "profile.memory": "1GiB",
+    "profile.trunk": "1Gbit/s", "profile.trunk_latency": "1ms", "profile.spread": 0.1, "profile.cloud_flops_per_s": 1e12,
+}  # fmt: skip
+#: what paced links and adaptive codecs rest on as well
+FREE = {"profile.name": "lte", "profile.device": "jetson-nano", "profile.flops_per_s": 1e9}
 
 
 @pytest.mark.parametrize("key", NEEDY)
@@ -252,6 +257,9 @@ def test_what_the_simulated_clock_decides_is_refused_on_others(key: str, clock: 
         scene_of(make_job("fedmezo", {key: NEEDY[key], "link.clock": clock}).config)
     assert caught.value.exit_code == EXIT_USER
     assert scene_of(make_job("fedmezo", {key: NEEDY[key]} | VIRTUAL).config) is not None
+    assert scene_of(make_job("fedmezo", FREE | {"link.clock": clock}).config) is None
+    every = {f"profile.{name}" for name in ProfileSection.model_fields} | {"run.train_every"}
+    assert every == set(NEEDY) | set(FREE)
 
 
 def test_a_device_that_can_not_hold_its_weights_is_refused() -> None:
