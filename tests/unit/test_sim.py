@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from tinyruns import make_job
 from fedbench.base.errors import EXIT_USER, ConfigError
 from fedbench.base.job import ProfileSection
 from fedbench.base.link import Link
-from fedbench.sim import draws, pipeline
+from fedbench.sim import draws, exact, pipeline
 from fedbench.sim.clock import Load, RoundClock
 from fedbench.sim.profiles import DEVICES, JOULES_PER_BYTE, LINKS, device_of, link_of
 from fedbench.sim.scene import Scene, scene_of
@@ -202,6 +203,20 @@ def test_draws_come_from_the_key_alone_and_are_even() -> None:
     factors = np.log(draws.lognormal(5, "device speed", 0.5, devices))
     assert abs(factors.mean()) < 0.01
     assert factors.std() == pytest.approx(0.5, rel=0.01)
+
+
+def test_factors_have_the_same_bits_everywhere() -> None:
+    devices = np.arange(100_000)
+    factors = draws.lognormal(5, "device speed", 0.5, devices)
+    np.testing.assert_array_equal(draws.lognormal(5, "device speed", 0.5, devices[::-7]), factors[::-7])
+    assert (
+        hashlib.sha256(factors.tobytes()).hexdigest()
+        == "7b9e31f815fe3559a6fe31d36a9a7fd87b437920f29af47f8f5a385b1a6ea68d"
+    )
+    u = draws.uniform(1, "dropout", (0,), devices)
+    np.testing.assert_allclose(exact.log(1.0 - u), np.log1p(-u), rtol=1e-13)
+    np.testing.assert_allclose(exact.cos_turns(u), np.cos(2 * np.pi * u), atol=1e-15)
+    np.testing.assert_allclose(exact.exp(40 * u - 20), np.exp(40 * u - 20), rtol=1e-14)
 
 
 def test_dropouts_are_drawn_for_every_round_and_keep_the_order() -> None:
