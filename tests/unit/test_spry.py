@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_estimators import DRAWS, NAME, a_gradient, make_lab, within_three_sigma
 from tinycuts import KINDS, architecture, batch_for, bert_cut, embedded_cut
-from tinyruns import Tiny, drawn, flat, make, same, weights
+from tinyruns import drawn, flat, make, same, weights
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
