@@ -54,6 +54,7 @@ class Mail:
         self.transport = transport
         self.clock = clock
         self.deadline_s = deadline_s
+        self.paced = pacer is not None
         self._pacer = pacer
         self._outbox = Outbox() if pacer is None else Outbox(pacer.now)
         self._progress = progress

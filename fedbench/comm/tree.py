@@ -22,7 +22,7 @@ from fedbench.comm.frames import UP
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.mail import AT_WAITS, Progress, Slot
 from fedbench.comm.pace import Pacer
-from fedbench.comm.star import Star
+from fedbench.comm.star import Links, Star
 from fedbench.comm.topology import UnitsOf
 
 
@@ -142,18 +142,18 @@ class Tree(Star):
         }
         return f", and for {', '.join(late)}" if late else ""
 
-    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, devices: Sequence[int]) -> None:
-        super()._send_down(slot, packed, tag, devices)
+    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, links: Links) -> None:
+        super()._send_down(slot, packed, tag, links)
         if self.is_cloud:
             self._below_bytes += packed.size * len(self.peers)
 
-    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, links: Links) -> Request:
         """Return a receive from above that an edge passes on when it is here."""
         if not self._is_edge:
             return request
 
         def send(sizes: Sequence[int]) -> None:
-            self._send_down(("in", *slot), buffer[: sizes[0]], tag, devices)
+            self._send_down(("in", *slot), buffer[: sizes[0]], tag, links)
 
         passed = self._down_line.add([request], send)
         self._mail.watch("down", passed)

@@ -17,7 +17,7 @@ from fedbench.run import finish
 from fedbench.run.build import Built
 from fedbench.run.callbacks.checkpoint import state_of
 from fedbench.run.callbacks.metrics import Metrics, evaluate
-from fedbench.run.memory import CUMULATIVE, PHASES, device_peak
+from fedbench.run.memory import CUMULATIVE, PHASES, Evaluating, device_peak
 from fedbench.run.runner import Outcome
 
 QUICK = {"model.trainable": "head", "federation.batch_size": 2}
@@ -271,6 +271,21 @@ def test_a_resumed_run_does_not_evaluate_the_start_again() -> None:
     other.started()  # with a look at the model it would fail
     assert other.rows == tiny.metrics.rows
     assert other.probe_accuracy == tiny.metrics.probe_accuracy
+
+
+def test_memory_hears_of_evaluations_alone() -> None:
+    class Phases:
+        def __init__(self) -> None:
+            self.entered: list[str] = []
+
+        def enter(self, phase: str) -> None:
+            self.entered.append(phase)
+
+    tiny, phases = Tiny(make("fedmezo", QUICK | {"run.rounds": 5, "run.eval_every": 2}, evaluated=4)), Phases()
+    tiny.runner.run([Evaluating(tiny.metrics, phases)], lambda: False)  # type: ignore[arg-type]
+    evaluated = [row["round"] for row in tiny.metrics.rows if "dev_accuracy" in row]
+    assert evaluated == [-1, 1, 3, 4]
+    assert phases.entered == ["evaluate", "train"] * 4
 
 
 def test_what_grows_with_devices_is_kept_in_arrays() -> None:

@@ -113,6 +113,12 @@ def test_a_plan_arrives_unit_by_unit_when_its_transfer_is_over() -> None:
         assert arrived(two) == [True, True]
 
 
+def test_only_paced_links_ask_who_hosts_whom() -> None:
+    devices = (0, 1, 2, 5)
+    assert paced_stars(Ticks())[0]._links(devices) == {1: [0, 2], 2: [1, 5]}
+    assert Star(Rank(Hub(3), 0), 5.0, Clock())._links(devices) == {}
+
+
 def test_an_upload_is_under_way_while_the_next_device_computes() -> None:
     """The rank polls from within the computation; nothing else moves the first device's scalars."""
     clock = Ticks()

@@ -18,6 +18,7 @@ from fedbench.run import build
 from fedbench.run.build import Built
 from fedbench.run.callbacks.checkpoint import state_of, take_up
 from fedbench.run.ckpt import Checkpoint
+from fedbench.sim import draws
 from fedbench.sim.scene import Scene, scene_of
 
 #: Settings that keep a method's rounds short; FwdLLM asks once.
@@ -244,6 +245,17 @@ def test_a_trained_round_that_nobody_answered_is_no_model_for_timed_ones() -> No
 def test_a_guide_made_ahead_needs_every_round_trained() -> None:
     with pytest.raises(ConfigError, match=r"comm.guide_lag: found 1 with run.train_every = 2"):
         build_scene(VIRTUAL | {"comm.guide_lag": 1, "run.train_every": 2})
+
+
+def test_both_topologies_see_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    lognormal = draws.lognormal
+    monkeypatch.setattr(
+        draws, "lognormal", lambda seed, purpose, *rest: asked.append(purpose) or lognormal(seed, purpose, *rest)
+    )
+    (outcome,) = Tiny(make("fedmezo", SHORT | VIRTUAL | {"profile.spread": 0.5}, evaluated=4)).play(1)
+    assert asked == ["device speed", "link rate"], "drawn once for the star and the tree"
+    assert outcome.sim_other_s > 0
 
 
 def test_simulated_time_is_the_same_on_a_second_run_and_depends_on_the_seed() -> None:

@@ -93,9 +93,7 @@ class Metrics:
             "sim_energy_j": _mean(list(compress(outcome.energy_j, here))),
             **_simulated(outcome),
         }
-        last = outcome.number + 1 == self._config.run.rounds
-        done, run = outcome.number + 1, self._config.run
-        if last or done <= run.eval_first or done % run.eval_every == 0:
+        if self.evaluates(outcome.number):
             row |= self._evaluated()
         self.rows.append(row)
         devices: dict[str, Sequence[float]] = {
@@ -114,6 +112,11 @@ class Metrics:
         target = self._config.run.target_accuracy
         reached = target is not None and row.get("dev_accuracy", 0.0) >= target
         return reached and self._config.run.stop_at_target
+
+    def evaluates(self, number: int) -> bool:
+        """Return whether the model is evaluated after a round."""
+        done, run = number + 1, self._config.run
+        return done == run.rounds or done <= run.eval_first or done % run.eval_every == 0
 
     def state(self) -> dict[str, Any]:
         """Return everything but what devices did as a tree that JSON can hold."""
@@ -167,7 +170,9 @@ class Metrics:
         return outcome.plan_bytes or int(self.rows[-1].get("kept_bytes", 0))
 
     def _slowest(self, outcome: Outcome) -> float:
-        """Return the longest compute of a rank: its devices one after the other."""
+        """Return the longest compute of a rank: its devices one after the other; 0 in a round that is timed alone."""
+        if not any(outcome.compute_s):
+            return 0.0
         star = self._runner.star
         by_rank: dict[int, float] = {}
         for device, seconds in zip(outcome.devices, outcome.compute_s, strict=True):
