@@ -214,7 +214,8 @@ class Play:
         reads, seconds = [], []
         for _ in range(_LOOKS):
             seconds.append(self.once("compute", codecs))
-            mine = [int(1e6 * self.reads.get(unit.name, 0.0)) for unit in self.units]
+            unread = 0.0 if self.star.is_cloud else seconds[-1]
+            mine = [int(1e6 * self.reads.get(unit.name, unread)) for unit in self.units]
             reads.append(self.transport.agree(mine, _DEADLINE_S, "tell when units are read"))
         return Schedule(np.median(np.array(reads, np.float64), axis=0) / 1e6, float(np.median(seconds)))
 
@@ -230,6 +231,38 @@ class Play:
     def finish(self) -> None:
         """Complete all messages."""
         self.star.finish()
+
+    def memory(self, codecs: Sequence[Codec]) -> dict[str, float]:
+        """Return what a device's probe takes at its peak above the guide as it came, in bytes, known on both ranks.
+
+        `probe` has no guide, `with_spc` decodes units as it reads them, `without_spc` has decoded all of them before.
+        """
+        found = {"coded_guide": 0, "unit": max(unit.raw_bytes for unit in self.units)}
+        for arm in ("probe", "with_spc", "without_spc"):
+            place = Place(self._round, 0, -1, 0)
+            self._round += 1
+            inbox = self.star.down("plan", self.units, self._guide or None, place, codecs=codecs)
+            mine = 0
+            if not self.star.is_cloud:
+                self.star.wait(inbox.requests, "the guide")
+                account.give_back_free_memory()
+                account.reset_peak()
+                before = account.resident_bytes()
+                if arm == "probe":
+                    self._losses(None, 0.0)
+                else:
+                    whole = arm == "without_spc"
+                    units = {unit.name: np.array(inbox[unit.name]) for unit in self.units} if whole else inbox
+                    self._probe(Span(self.cutting, units))
+                    del units
+                mine = account.peak_bytes() - before
+            found[arm], found["coded_guide"] = self.star.agree([mine, inbox.coded_bytes], "end a round")
+        over = found["with_spc"] - found["probe"]
+        return {
+            **found,
+            "decoded_units": over / found["unit"],
+            "whole_over_streamed": found["without_spc"] / found["with_spc"],
+        }
 
     def _outline(self, layout: Layout, sparse: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Return the rows of each table that a guide is not zero in: those of the batch, and of large tables other texts'."""
@@ -247,7 +280,7 @@ class Play:
     def _probe(self, span: Span) -> None:
         self._losses(*span.mix(np.ones(1)))
 
-    def _losses(self, guide: Guide, factor: float) -> None:
+    def _losses(self, guide: Guide | None, factor: float) -> None:
         plus, minus = self.on.stream.losses(self.on.batch, Direction(self._key, _H, guide, factor), _H)
         if not math.isfinite(plus + minus):
             raise WireError(f"The probe's losses are {plus} and {minus}.")
