@@ -101,8 +101,8 @@ class Execution:
             return built
         job = built.job
         config = job.config
-        link = link_of(config)
-        star = connect(self._transport, self._clock, config.comm, config.link, config.run.seed, lambda _: link)
+        link = link_of(config) if config.link.clock == "paced" else None
+        star = connect(self._transport, self._clock, config.comm, link, config.run.seed)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))

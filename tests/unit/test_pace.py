@@ -141,7 +141,7 @@ def test_a_wait_is_one_span_that_says_for_what() -> None:
     clock.keep(1, 100)
     clock.begin(0)
     link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s")
-    topology = connect(Loopback(), clock, CommSection(progress="none", deadline_s=5.0), link, 0)
+    topology = connect(Loopback(), clock, CommSection(progress="none", deadline_s=5.0), link.link, 0)
     place, made = Place(0, 0, -1, 0), {"a": np.ones(2500, np.float32)}
     units = [Unit("a", (2500,))]  # 10 ms
     topology.down("plan", units, made, place, devices=(0,))["a"].sum()
@@ -160,7 +160,7 @@ def test_a_wait_is_one_span_that_says_for_what() -> None:
 def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
     link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s", latency="20ms")
     comm = CommSection(progress=progress, deadline_s=5.0)  # type: ignore[arg-type]
-    topology = connect(Loopback(), Clock(), comm, link, 0)
+    topology = connect(Loopback(), Clock(), comm, link.link, 0)
     units, place = [Unit("a", (24_982,))], Place(0, 0, -1, 0)  # 100 kB: 0.1 s
     start = time.monotonic()
     inbox = topology.down("plan", units, {"a": np.ones(24_982, np.float32)}, place, devices=(0,))
@@ -177,7 +177,7 @@ def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
 
 def test_waits_release_what_is_held_back() -> None:
     link = LinkSection(clock="paced", latency="60ms")
-    topology: Topology = connect(Loopback(), Clock(), CommSection(progress="none", deadline_s=5.0), link, 0)
+    topology: Topology = connect(Loopback(), Clock(), CommSection(progress="none", deadline_s=5.0), link.link, 0)
     start = time.monotonic()
     inbox = topology.down("plan", UNITS[:1], {"a": np.ones(232, np.float32)}, Place(0, 0, -1, 0), devices=(0,))
     assert inbox["a"].sum() == 232

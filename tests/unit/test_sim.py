@@ -38,7 +38,8 @@ def test_the_recurrence_is_the_longest_path(seed: int) -> None:
     found = pipeline.makespan(pipeline.crossed(0.0, ready, transfer), compute)
     assert found == pytest.approx(longest_path(ready, transfer, compute), rel=1e-12)
     sampling = np.diff([0.0, *ready]).tolist()
-    assert pipeline.ideal(sampling, transfer, compute) <= found <= pipeline.sequential(sampling, transfer, compute)
+    stages = [sum(stage) for stage in (sampling, transfer, compute)]
+    assert max(stages) <= found <= sum(stages), "between what no schedule beats and no overlap at all"
 
 
 #: units, time of a unit's transfer and of its compute

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tinyruns import SMALL, WORKING, Tiny, make, make_job, same, weights
+from tinyruns import SMALL, WORKING, Tiny, make, make_job, same, shrunk, weights
 
 from fedbench.algorithms.base import Round
+from fedbench.base import config
+from fedbench.base.config import Setting
 from fedbench.base.errors import ConfigError
 from fedbench.data import embedded
 from fedbench.data.private import Keyed
@@ -20,6 +23,8 @@ from fedbench.run.callbacks.checkpoint import state_of, take_up
 from fedbench.run.ckpt import Checkpoint
 from fedbench.sim import draws
 from fedbench.sim.scene import Scene, scene_of
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "scale_1e6.toml"
 
 #: Settings that keep a method's rounds short; FwdLLM asks once.
 SHORT: dict[str, Any] = {
@@ -289,6 +294,22 @@ def test_keyed_rows_of_text_are_refused() -> None:
     text = config.model_copy(update={"data": config.data.model_copy(update={"private": "trec"})})
     with pytest.raises(ConfigError, match=r"federation.partition: found 'keyed' with data.private = 'trec'"):
         build.private_rows(text, make("fedmezo", SMALL).splits.train)
+
+
+def test_the_job_of_a_million_devices_trains_times_and_loses_some() -> None:
+    fewer = {("federation", "sampled"): 20, ("run", "rounds"): 22, ("run", "eval_every"): 22}
+    loaded = config.load(JOB, [Setting(path, value) for path, value in fewer.items()])
+    tiny = Tiny(shrunk(build.construct(build.resolve(loaded, str(JOB))), 8))
+    assert tiny.run() == "rounds"
+    rows = tiny.metrics.rows[1:]
+    assert [row["round"] for row in rows if row["trained"]] == [0, 20]
+    answered = [row["answered"] for row in rows]
+    assert max(answered) <= 20
+    assert 0 < min(answered) < 20, "some drop out"
+    for row in rows:
+        assert 0 < row["sim_s"] <= 10.0 + 1e-6, "the deadline, in the one exchange of a round"
+        assert 0 < row["sim_other_s"] != row["sim_s"], "the tree beside the star"
+        assert row["device_flops"] == rows[0]["device_flops"]
 
 
 def test_a_million_devices_cost_what_the_sampled_ones_do() -> None:

@@ -24,6 +24,7 @@ from fedbench.run import build
 from fedbench.run.build import METHODS, Built, Job, resolve
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.runner import Outcome, Runner
+from fedbench.sim.profiles import link_of
 from fedbench.zo.kernels import reference
 from fedbench.zo.ranges import Guide
 
@@ -79,7 +80,7 @@ class Tiny:
         config = built.job.config
         self.star: Topology = Star(Loopback(), 5.0, self.clock, lz4=config.comm.lz4)
         if config.link.clock == "paced":
-            self.star = connect(Loopback(), self.clock, config.comm, config.link, config.run.seed)
+            self.star = connect(Loopback(), self.clock, config.comm, link_of(config), config.run.seed)
         self.runner = Runner(built, self.star, self.clock)
         self.metrics = Metrics(built, self.runner, self.clock)
 
