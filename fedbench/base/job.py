@@ -164,6 +164,9 @@ class CommSection(Section):
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
     )
+    overlap: bool = Field(
+        True, description="compute while a plan arrives; false: wait for all of it first, the sequential control"
+    )
     progress: Literal["none", "poll", "thread"] = Field(
         "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
     )
@@ -263,9 +266,3 @@ class Config(Section):
 
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s"})
-
-#: Keys that change times and files but never the numbers of a run. Those of [link] and [profile] are not among them: a
-#: virtual clock decides who comes too late.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {
-    "run.ranks", "model.mapped", "comm.progress", "comm.poll_interval", "comm.chunk_bytes", "comm.topology", "comm.edges",
-}  # fmt: skip

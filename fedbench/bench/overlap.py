@@ -158,7 +158,7 @@ class Play:
         comm = CommSection(deadline_s=_DEADLINE_S)
         link = LinkSection(clock="paced", down=rate, up=rate)
         self._clock = Clock()
-        self.star: Topology = connect(transport, self._clock, comm, link, 0)
+        self.star: Topology = connect(transport, self._clock, comm, link.link, 0)
         self.on: Subject = subject(options)
         self.on.stream.poll = self.star.poll
         self._key = as_keys([direction_key(0, 0, 0, 0, 0)])[0]

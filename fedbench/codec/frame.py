@@ -17,7 +17,8 @@ import xxhash
 
 from fedbench.base.arrays import Unit
 from fedbench.base.errors import NumericsError, WireError
-from fedbench.codec.codecs import RAW, Codec, by_id
+from fedbench.codec.codecs import RAW, by_id
+from fedbench.codec.coding import Codec
 
 MAGIC = 0x46445242
 VERSION = 2

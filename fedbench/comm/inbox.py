@@ -15,7 +15,8 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import CODECS, Codec
+from fedbench.codec.codecs import CODECS
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
 
@@ -28,8 +29,8 @@ class Waiter(Protocol):
 
     clock: Clock
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
 
 
 class Inbox(Mapping[str, np.ndarray]):
@@ -122,6 +123,11 @@ class Inbox(Mapping[str, np.ndarray]):
             return 0.0
         return 8.0 * sum(self._arrived(index).size for index in range(first + 1, last + 1)) / (end - start)
 
+    def complete(self) -> None:
+        """Wait for all units, one after the other."""
+        for index in range(len(self._units)):
+            self._arrived(index)
+
     def coded(self) -> dict[str, np.ndarray]:
         """Return copies of all frames by name, uint8; waits for all units."""
         return {unit.name: self._arrived(index).copy() for index, unit in enumerate(self._units)}
@@ -132,9 +138,8 @@ class Inbox(Mapping[str, np.ndarray]):
             return buffer
         if not request.done():
             name = self._units[index].name
-            with self._waiter.clock.span("wait", f"{self._channel}/{name}"):
-                what = f"{name} of round {self._places[index].round} from {self.sender}"
-                self._waiter.wait([request], what)
+            what = f"{name} of round {self._places[index].round} from {self.sender}"
+            self._waiter.wait([request], what, f"{self._channel}/{name}")
             self._waited.append((index, time.monotonic()))
         return buffer[: request.received_bytes]
 

@@ -160,7 +160,10 @@ def _opened(path: Path) -> h5py.File:
         if found is None:
             raise ResultError(f"{path}: has no schema_version; not a run file.")
         if int(found) != SCHEMA_VERSION:
-            raise _NotReady(f"{path}: found schema version {found}; needed: {SCHEMA_VERSION}.")
+            raise _NotReady(
+                f"{path}: found schema version {found}; needed: {SCHEMA_VERSION}. Another version of fedbench wrote it: run "
+                "the job again, or read the file with that version."
+            )
         if not bool(file.attrs.get("complete", False)):
             raise _NotReady(f"{path}: incomplete; its run did not end.")
     except BaseException:

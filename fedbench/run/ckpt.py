@@ -22,7 +22,7 @@ from fedbench.base.errors import ResultError
 
 _GENERATIONS = ("a", "b")
 _ENDINGS = ("safetensors", "json")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

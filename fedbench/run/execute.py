@@ -101,8 +101,8 @@ class Execution:
             return built
         job = built.job
         config = job.config
-        link = link_of(config)
-        star = connect(self._transport, self._clock, config.comm, config.link, config.run.seed, lambda _: link)
+        link = link_of(config) if config.link.clock == "paced" else None
+        star = connect(self._transport, self._clock, config.comm, link, config.run.seed)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))
@@ -214,6 +214,8 @@ class Execution:
             tensor.assign(inbox[tensor.name])
         if star.transport.size > 1:
             self._share_state(runner, Place(next_round, 0, -1, 0))
+        for channel in ("resume", "state table", "state"):  # all weights once more, which no round needs
+            star.release(channel)
 
     def _share_state(self, runner: Runner, place: Place) -> None:
         """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""

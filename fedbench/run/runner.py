@@ -23,9 +23,9 @@ from fedbench.comm.inbox import Inbox
 from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
-from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.outcome import Outcome, Sent, Trajectory
 from fedbench.run.plans import Plans
+from fedbench.run.traffic import Traffic
 from fedbench.run.virtual import Virtual
 
 
@@ -180,8 +180,7 @@ class Runner:
         star, virtual = self.star, self.virtual
         in_time = np.ones(len(at.devices), np.uint8)
         if star.is_cloud:
-            with self.clock.span("wait", "upload"):
-                star.gather(inboxes)
+            star.gather(inboxes)
             with self.clock.span("account"):
                 counted = outcome.count(inboxes, sent)
                 if virtual is not None:
@@ -214,8 +213,13 @@ class Runner:
             self.virtual.end(outcome, self.built.algorithm)
 
     def _compute(self, at: Round, plan: Arrays, place: Place, sent: Inbox | None) -> None:
-        """Let the devices that this rank hosts compute, and send each result while the next one computes."""
+        """Let the devices that this rank hosts compute, and send each result while the next one computes.
+
+        They compute on a plan while it is arriving, unless the job says that all of it must be there first.
+        """
         meter = self.built.lab.meter
+        if sent is not None and not self.built.job.config.comm.overlap:
+            sent.complete()
         for device in at.devices:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue

@@ -74,7 +74,7 @@ def _rounds(noise: np.random.Generator, rounds: int, every: int, top: float, spe
     table = {name: np.zeros(rounds + 1, column.dtype) for name, column in records.ROUND_COLUMNS.items()}
     accuracy = top - (top - 0.6) * np.exp(-(number + 1) / speed)
     table["round"] = number.astype("i4")
-    table["exchanges"][done] = 1
+    table["exchanges"][done] = table["trained"][done] = 1
     table["dev_accuracy"] = accuracy + noise.normal(0, 0.004, rounds + 1)
     table["test_accuracy"] = accuracy + noise.normal(0, 0.006, rounds + 1)
     table["dev_loss"] = 1.2 - accuracy

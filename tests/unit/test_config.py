@@ -233,7 +233,7 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "data.max_length": 9, "data.public_per_class": 3, "data.public_labels": "shuffled", "zo.epsilon": 0.1,
         "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.codec": "int4", "comm.lz4": "true",
         "comm.error_feedback": "true", "comm.deadline_s": 3, "comm.guide_lag": 1, "comm.guide_reuse": "resend",
-        "comm.adapt": "measured", "comm.replay": "x.h5", "profile.flops_per_s": 1e9,
+        "comm.adapt": "measured", "comm.replay": "x.h5", "profile.flops_per_s": 1e9, "comm.overlap": "false",
         "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
         "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
         "link.jitter": "2ms", "run.train_every": 2, "federation.rows": 8, "profile.name": "lte",

@@ -13,7 +13,8 @@ import xxhash
 from fedbench.base.arrays import Unit
 from fedbench.base.errors import NumericsError, WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import CODECS, RAW, Codec
+from fedbench.codec.codecs import CODECS, RAW
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import AGAIN, LZ4, Note, Place
 
 PLACE = Place(round=3, exchange=1, device=7, unit=2)

@@ -201,6 +201,18 @@ def test_memory_of_a_shared_process_is_marked() -> None:
     assert "Hatched" in drawing.caption
 
 
+def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
+    run = make_run(rounds=9)
+    trained = run.rounds["trained"]
+    trained[1:] = np.arange(9) % 4 == 0
+    for column, seconds in {"round_s": 2.0, "compute_s": 1.5}.items():
+        run.rounds[column][trained == 1] = seconds
+        run.rounds[column][trained == 0] = 0.01
+        run.rounds[column][1] = 100.0  # warm-up
+    *parts, whole = bars._parts(*arms.group([run]))
+    assert (parts[bars.PARTS.index("compute")], whole) == (1.5, 2.0)
+
+
 def test_arms_look_different_and_a_method_keeps_its_colour(runs: list[records.Run]) -> None:
     grouped = arms.group(runs)
     found = looks.looks(grouped)
