@@ -18,7 +18,7 @@ _TAIL_BYTES = 1 << 16
 _STARTS, _ENDED = "fedbench: task starts ", "fedbench: task ended: "
 _MARKED = re.compile(r"^\d+\| ", re.MULTILINE)
 _NAME = re.compile(r"slurm-(\d+)-(\d+)\.log")
-_KILLED = re.compile(r"^(?:slurmstepd|srun): .*?((?:CANCELLED|KILLED|oom).*?)[ *]*$", re.MULTILINE | re.IGNORECASE)
+_KILLED = re.compile(r"^(?:slurmstepd|srun)[^:]*: .*?((?:CANCELLED|KILLED|oom).*?)[ *]*$", re.MULTILINE | re.IGNORECASE)
 _AT = re.compile(r" AT \S+")
 
 

@@ -36,7 +36,7 @@ _ASK_EVERY_S = 0.1
 _RULE = "-----------------"
 
 #: What srun says of its own; like mpirun's banners it is shown only where no rank told its cause.
-_SRUN = ("srun: ", "slurmstepd: ")
+_SRUN = ("srun: ", "slurmstepd")
 
 
 def mpirun() -> Path:
