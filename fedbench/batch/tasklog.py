@@ -71,7 +71,6 @@ def end(path: Path) -> End:
         state, reason = said[-1]
         return End(state, reason, at)
     killed = _KILLED.findall(last)
-    if killed:
-        return End(failures.FAILED, f"ended by Slurm: {_AT.sub('', killed[-1])}", at)
-    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
-    return End(failures.FAILED, "killed" + (f"; it last said: {lines[-1]}" if lines else " at its start"), at)
+    how = f"ended by Slurm: {_AT.sub('', killed[-1])}" if killed else "killed"
+    lines = [line.strip() for line in _KILLED.sub("", last).splitlines()[1:] if line.strip()]
+    return End(failures.FAILED, how + (f"; it last said: {lines[-1]}" if lines else ", at its start"), at)

@@ -55,13 +55,18 @@ def require() -> None:
         pytest.skip(reason)
 
 
-def fedbench(*words: str | Path, folder: Path, python: str = sys.executable, paced: bool = True) -> str:
-    """Run a command line of fedbench in `folder` and return all that it prints; it must succeed."""
+def fedbench(
+    *words: str | Path, folder: Path, python: str = sys.executable, small: bool = True, paced: bool = True
+) -> str:
+    """Run a command line of fedbench in `folder` and return all that it prints; it must succeed.
+
+    `small`: with few rows to evaluate; `paced`: with sleep in every round.
+    """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
     ran = subprocess.run(
         [python, "-m", "fedbench", *map(str, words)],
         cwd=folder,
-        env={**inherited, **_SMALL, **(_PACED if paced else {}), "OMP_NUM_THREADS": "1"},
+        env={**inherited, **(_SMALL if small else {}), **(_PACED if small and paced else {}), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

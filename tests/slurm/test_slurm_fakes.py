@@ -112,6 +112,7 @@ def test_only_what_is_neither_done_nor_in_the_queue_is_sent_and_what_slurm_loses
     name = arrays.name_of(swept)
     held = [f"{name}-0", "7", 2, "PENDING", "JobHeldAdmin"]
     fake.queue([f"{name}-0", "7", 1, "RUNNING", "None"], held, ["fedbench-0123456789-0", "8", 0, "RUNNING", "None"])
+    fake.set()
     capsys.readouterr()
     assert main(["sweep", "status", "s"]) == EXIT_OK
     told = capsys.readouterr().out
@@ -288,13 +289,13 @@ LOGS: list[tuple[str, tuple[str, str]]] = [
     (START + "0| fedbench: task ended: done\n", ("done", "")),
     (START + "0| x\n0| fedbench: task ended: stopped: not requeued: y\n", ("stopped", "not requeued: y")),
     (START + "0| fedbench: task ended: diverged: nan: 3\n", ("diverged", "nan: 3")),
-    (START, ("failed", "killed at its start")),
+    (START, ("failed", "killed, at its start")),
     (START + "0| fedmezo-0: round 3 of 9\n", ("failed", "killed; it last said: fedmezo-0: round 3 of 9")),
     (
         START + "0| a\nslurmstepd-h: error: *** JOB 7 ON h CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n",
-        ("failed", "ended by Slurm: CANCELLED DUE TO TIME LIMIT"),
+        ("failed", "ended by Slurm: CANCELLED DUE TO TIME LIMIT; it last said: a"),
     ),
-    (START + "0| fedbench: task ended: done\n" + START.replace("0|", "1|"), ("failed", "killed at its start")),
+    (START + "0| fedbench: task ended: done\n" + START.replace("0|", "1|"), ("failed", "killed, at its start")),
 ]
 
 
