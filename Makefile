@@ -1,5 +1,5 @@
 # Two commands set everything up on a machine with make and Python >= 3.11: `make demo` and `make test`.
-# Longer checks have targets of their own: `make slow`, `make faults`, `make tune`, and `make gpu` on a machine with a GPU.
+# Longer checks have targets of their own: `make slow`, `make faults`, `make slurm` (root, Debian), `make tune`, and `make gpu` on a machine with a GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test unit slow faults gpu tune lint clean
+.PHONY: demo test unit slow faults slurm gpu tune lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python jobs/demo.py --results $(DEMO)
@@ -33,6 +33,11 @@ slow: $(VENV)/.test
 
 faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m faults tests/faults
+
+# All tests on a real Slurm, the long ones too; it stays up afterwards, tests/slurm/slurm_down.sh ends it.
+slurm: $(VENV)/.test
+	tests/slurm/slurm_up.sh
+	FEDBENCH_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
 
 # In an environment of its own, since torch's CUDA build replaces the other one; fails where there is no GPU.
 gpu:

@@ -20,6 +20,9 @@ from typing import Any
 
 Change = Callable[[Any], None]
 
+#: Who tells a process its rank, mpirun or srun.
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
 #: The round at whose start `round` strikes.
 ROUND = 1
 PAUSE_S = 0.25
@@ -139,7 +142,7 @@ def _install() -> None:
     if not wanted:
         return
     kind, ranks, place = wanted.split(":")
-    mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
+    mine = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), None)
     if mine is not None and ranks in (mine, "all"):
         module, function = PLACES[place]
         sys.meta_path.insert(0, _Changed(module, _before(function, kind, place)))
