@@ -24,6 +24,11 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
     _fsync(path.parent)
 
 
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary files that killed writers of `path` left; one of a living writer is among them."""
+    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text by `replace_whole`."""
     write_bytes(path, text.encode())

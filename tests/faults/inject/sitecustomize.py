@@ -24,6 +24,9 @@ Change = Callable[[Any], None]
 ROUND = 1
 PAUSE_S = 0.25
 
+#: Where a process finds its rank; the last is for jobs without a launcher, whose only process is its own.
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "FEDBENCH_FAULT_ALONE")
+
 #: Place -> module and function of it that the fault comes before.
 PLACES = {
     "round": ("fedbench.run.runner", "Runner._exchange"),
@@ -69,6 +72,7 @@ KINDS: dict[str, Callable[[], None]] = {
     "stop": _signal(signal.SIGSTOP),
     "full": _disk_full,
     "user": _user_error,
+    "note": lambda: None,
     "pause": lambda: time.sleep(PAUSE_S),
     "hang": lambda: time.sleep(600),
 }
@@ -139,7 +143,7 @@ def _install() -> None:
     if not wanted:
         return
     kind, ranks, place = wanted.split(":")
-    mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
+    mine = next((os.environ[name] for name in _RANKS if name in os.environ), None)
     if mine is not None and ranks in (mine, "all"):
         module, function = PLACES[place]
         sys.meta_path.insert(0, _Changed(module, _before(function, kind, place)))
