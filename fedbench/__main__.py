@@ -46,9 +46,10 @@ def process_report(args: argparse.Namespace) -> int:
 
     from fedbench.report import build
     from fedbench.report.table import demo_table
+    from fedbench.results import folder
 
     written = build.build(args.paths, args.out)
-    Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
+    Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
     for path in written:
         print(path)
     return EXIT_OK

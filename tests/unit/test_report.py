@@ -265,7 +265,7 @@ def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_
     bad.write_bytes(b"cut")
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "worse.h5").write_bytes(b"not a run")
-    found, skipped = build.load([tmp_path])
+    found, skipped = folder.load([tmp_path])
     assert [run.summary.run_id for run in found] == [good.summary.run_id]
     assert len(skipped) == 1
     assert "cut.h5: not an HDF5 file" in skipped[0]
