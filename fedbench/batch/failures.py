@@ -39,6 +39,8 @@ def add(folder: Path, failure: Failure) -> None:
     """Append a failure; only who holds the sweep's lock does this."""
     path = folder / NAME
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
     fsio.write_text(path, f"{before}{identity.canonical_json(failure._asdict())}\n")
 
 
