@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
 
@@ -86,7 +86,7 @@ def process_trace(args: argparse.Namespace) -> int:
     try:
         fsio.write_text(args.out, content)
     except OSError as error:
-        raise ConfigError(f"--out: found {args.out}, which can't be written: {error.strerror}.") from None
+        raise ConfigError(f"--out: {error}") from None
     print(args.out)
     return EXIT_OK
 
@@ -220,6 +220,11 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"fedbench: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     return code
 
 

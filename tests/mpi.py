@@ -139,6 +139,12 @@ class Job:
                 self.process.wait()
             time.sleep(0.01)
 
+    def orphans_end(self, deadline_s: float) -> None:
+        """Wait until no process of the job is left; `wait` tells those that are still there."""
+        end = time.monotonic() + deadline_s
+        while self._processes() and time.monotonic() < end:
+            time.sleep(0.05)
+
     def _close(self, *, late: bool) -> Ended:
         """End what is left, at once where the job is late, and return what became of it."""
         ended_at = time.time()

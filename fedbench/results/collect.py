@@ -55,6 +55,7 @@ def collect(path: Path, files: Mapping[str, Path]) -> Collected:
     known = held | {run_id: digests[run_id] for run_id in new}
     if new or not path.exists():
         sources = dict.fromkeys(held) | {run_id: files[run_id] for run_id in new}
+        fsio.need_space(path, sum(file.stat().st_size for file in (*map(files.__getitem__, new), *([path] * bool(held)))))
         fsio.replace_whole(path, functools.partial(_fill, old=path, sources=sources, digests=known))
     return Collected(len(new), frozenset(known), tuple(left_out))
 

@@ -278,6 +278,25 @@ def test_damaged_manifests(
         assert told or fault != "cut", number
 
 
+def test_file_times_of_a_clock_that_was_set_decide_nothing(pristine: Path, tmp_path: Path, ledger: Ledger) -> None:
+    draw = rng.generator(0, "test-file-times")
+    for number in range(8):
+        swept = copied(pristine, tmp_path / "sweep")
+        swept.run_file(swept.lines[0]).unlink()
+        store = Store(tmp_path / str(number), "config", print)
+        for generation in (1, 2, 3):
+            store.save(checkpoint(generation))
+        for path in sorted([*swept.folder.rglob("*"), *(tmp_path / str(number)).iterdir()]):
+            os.utime(path, (float(draw.uniform(0, 6e9)),) * 2)  # 1970 to 2160
+        done = [at.state for at in sweep.states(swept)].count("done")
+        found = Store(tmp_path / str(number), "config", print).newest()
+        good = found is not None and equal(found, 3) and collect.collect(
+            swept.folder / collect.NAME, sweep.run_files(swept)
+        ) == collect.Collected(0, frozenset(line.run_id for line in swept.lines), ())
+        ledger.note("file times of a clock that was set", good=good, lost=LINES - 1 - done)
+        assert (done, good) == (LINES - 1, True)
+
+
 HOLDER = "import sys, time; from pathlib import Path; from fedbench.batch import lock\n" + (
     "with lock.held(Path(sys.argv[1])):\n    lock.note(Path(sys.argv[1]), sys.argv[2:])\n    print('held', flush=True)\n"
     "    time.sleep(600)\n"
