@@ -45,6 +45,10 @@ class RunSection(Section):
     stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
     threads: int = Field(1, ge=1, le=256, description="threads per rank")
     ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
+    launcher: Literal["mpirun", "srun-pmix", "srun-pmi2"] = Field(
+        "mpirun",
+        description="what starts several ranks; srun in a Slurm allocation alone, by the plugin of the MPI library",
+    )
     train_every: int = Field(
         1, ge=1, description="on a virtual clock one round in so many trains; the others are timed as the last that did"
     )
@@ -253,7 +257,9 @@ class Config(Section):
 
 
 #: Keys that can't change a result; everything else is part of `run_id`.
-OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s"})
+OUTSIDE_HASH = frozenset(
+    {"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s", "run.launcher"}
+)
 
 #: Keys that change times and files but never the numbers of a run. Those of [link] and [profile] are not among them: a
 #: virtual clock decides who comes too late.

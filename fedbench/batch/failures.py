@@ -21,11 +21,12 @@ _SAID = "fedbench: "
 
 
 class Failure(NamedTuple):
-    """One failed run: `kind` is diverged or failed, `reason` one line."""
+    """One failed run: `kind` is diverged or failed, `reason` one line, `at` when it was (seconds, UTC)."""
 
     run_id: str
     kind: str
     reason: str
+    at: float = 0.0
 
 
 def read(folder: Path) -> dict[str, Failure]:

@@ -23,12 +23,12 @@ from typing import Any
 
 Change = Callable[[Any], None]
 
+#: Who tells a process its rank, mpirun or srun; the last is for jobs without a launcher, whose only process is its own.
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "FEDBENCH_FAULT_ALONE")
+
 #: The round at whose start `round` strikes.
 ROUND = 1
 PAUSE_S = 0.25
-
-#: Where a process finds its rank; the last is for jobs without a launcher, whose only process is its own.
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "FEDBENCH_FAULT_ALONE")
 
 #: Place -> module and function of it that the fault comes before.
 PLACES = {
@@ -166,7 +166,7 @@ def _install() -> None:
     if not wanted:
         return
     kind, ranks, place = wanted.split(":")
-    mine = next((os.environ[name] for name in _RANKS if name in os.environ), None)
+    mine = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), None)
     if mine is not None and ranks in (mine, "all"):
         module, function = PLACES[place]
         sys.meta_path.insert(0, _Changed(module, _before(function, kind, place)))
