@@ -21,7 +21,8 @@ def accuracies(sweep: Tables) -> str:
     runs = sweep.runs
     keys = ["method", *([LR] if LR in runs else [])]
     figures = runs.groupby(keys, dropna=False)[["best_accuracy", "rounds_to_target", "uplink_bytes"]]
-    return figures.agg({"best_accuracy": ["mean", "std", "count"], "rounds_to_target": "median", "uplink_bytes": "mean"}).to_string()
+    wanted = {"best_accuracy": ["mean", "std", "count"], "rounds_to_target": "median", "uplink_bytes": "mean"}
+    return figures.agg(wanted).to_string()
 
 
 def differences(sweep: Tables, against: str) -> str:

@@ -35,7 +35,9 @@ def need_space(path: Path, size_bytes: int) -> None:
     place = os.statvfs(path.parent)
     free = place.f_bavail * place.f_frsize
     if free < size_bytes:
-        raise StorageError(f"{path}: can't be written: it takes about {size_bytes:,} bytes, the disk has {free:,} left.")
+        raise StorageError(
+            f"{path}: can't be written: it takes about {size_bytes:,} bytes, the disk has {free:,} left."
+        )
 
 
 def leftovers(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -55,7 +55,9 @@ def collect(path: Path, files: Mapping[str, Path]) -> Collected:
     known = held | {run_id: digests[run_id] for run_id in new}
     if new or not path.exists():
         sources = dict.fromkeys(held) | {run_id: files[run_id] for run_id in new}
-        fsio.need_space(path, sum(file.stat().st_size for file in (*map(files.__getitem__, new), *([path] * bool(held)))))
+        fsio.need_space(
+            path, sum(file.stat().st_size for file in (*map(files.__getitem__, new), *([path] * bool(held))))
+        )
         fsio.replace_whole(path, functools.partial(_fill, old=path, sources=sources, digests=known))
     return Collected(len(new), frozenset(known), tuple(left_out))
 
@@ -95,11 +97,13 @@ def _fill(path: Path, *, old: Path, sources: Mapping[str, Path | None], digests:
     with h5py.File(path, "x", userblock_size=seal.BLOCK_BYTES, locking="best-effort") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         runs = file.create_group(reader.COLLECTED)
-        kept = h5py.File(old, "r", locking="best-effort") if None in sources.values() else None
-        with kept or contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            kept: Any = {}
+            if None in sources.values():
+                kept = stack.enter_context(h5py.File(old, "r", locking="best-effort"))[reader.COLLECTED]
             for run_id, source in sorted(sources.items()):
                 if source is None:
-                    runs.copy(kept[f"{reader.COLLECTED}/{run_id}"], run_id)
+                    runs.copy(kept[run_id], run_id)
                     continue
                 with h5py.File(source, "r", locking="best-effort") as one:
                     runs.copy(one, run_id)

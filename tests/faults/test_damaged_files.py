@@ -214,11 +214,15 @@ def test_damaged_checkpoints(fault: str, tmp_path: Path, ledger: Ledger) -> None
         come_back = int(found.state["next_round"])
         noticed = bool(warned) == newest or (fault == "file gone" and victim.suffix == ".json")
         cause = all(readable(text, place.name) for text in warned)
-        good = equal(found, come_back) and come_back in ((2,) if newest else (2, 3) if victim.name == "LATEST" else (3,))
+        good = equal(found, come_back) and come_back in (
+            (2,) if newest else (2, 3) if victim.name == "LATEST" else (3,)
+        )
         store.save(checkpoint(4))
         after = Store(place, "config", warned.append).newest()
         good &= after is not None and equal(after, 4)
-        ledger.note(f"checkpoint, {fault}", noticed=noticed, cause=cause, good=good, counted=int(not equal(found, come_back)))
+        ledger.note(
+            f"checkpoint, {fault}", noticed=noticed, cause=cause, good=good, counted=int(not equal(found, come_back))
+        )
         assert (noticed, cause, good) == (True, True, True), (number, victim.name, come_back, warned)
 
 
@@ -233,9 +237,7 @@ NOTES: dict[str, tuple[str, Damage, int]] = {
 
 
 @pytest.mark.parametrize("fault", NOTES)
-def test_damaged_notes_of_a_sweep_change_no_verdict(
-    fault: str, pristine: Path, tmp_path: Path, ledger: Ledger
-) -> None:
+def test_damaged_notes_of_a_sweep_change_no_verdict(fault: str, pristine: Path, tmp_path: Path, ledger: Ledger) -> None:
     name, damage, times = NOTES[fault]
     draw = rng.generator(0, f"test-{fault}")
     for number in range(times):
@@ -274,7 +276,9 @@ def test_damaged_manifests(
         except ConfigError as error:
             told = str(error)
             assert readable(told, manifest.NAME), told
-        ledger.note(f"manifest {fault}", noticed=True if told else None, cause=readable(told, manifest.NAME) if told else None)
+        ledger.note(
+            f"manifest {fault}", noticed=True if told else None, cause=readable(told, manifest.NAME) if told else None
+        )
         assert told or fault != "cut", number
 
 
@@ -290,9 +294,12 @@ def test_file_times_of_a_clock_that_was_set_decide_nothing(pristine: Path, tmp_p
             os.utime(path, (float(draw.uniform(0, 6e9)),) * 2)  # 1970 to 2160
         done = [at.state for at in sweep.states(swept)].count("done")
         found = Store(tmp_path / str(number), "config", print).newest()
-        good = found is not None and equal(found, 3) and collect.collect(
-            swept.folder / collect.NAME, sweep.run_files(swept)
-        ) == collect.Collected(0, frozenset(line.run_id for line in swept.lines), ())
+        good = (
+            found is not None
+            and equal(found, 3)
+            and collect.collect(swept.folder / collect.NAME, sweep.run_files(swept))
+            == collect.Collected(0, frozenset(line.run_id for line in swept.lines), ())
+        )
         ledger.note("file times of a clock that was set", good=good, lost=LINES - 1 - done)
         assert (done, good) == (LINES - 1, True)
 
@@ -310,7 +317,9 @@ def test_a_lock_whose_holder_was_killed_is_free_and_its_list_not_believed(
         swept = copied(pristine, tmp_path / "sweep")
         swept.run_file(swept.lines[number]).unlink()
         run_id = swept.lines[number].run_id
-        with subprocess.Popen([sys.executable, "-c", HOLDER, str(swept.folder), run_id], stdout=subprocess.PIPE) as holder:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(swept.folder), run_id], stdout=subprocess.PIPE
+        ) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == b"held\n"
             running = lock.running(swept.folder)

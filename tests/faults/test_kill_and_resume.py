@@ -145,5 +145,7 @@ def test_the_moments_cover_the_run() -> None:
     """Twenty moments: every setting, both numbers of ranks, and at least five different rounds."""
     assert len(set(KILLS)) == 20
     assert {kill.name for kill in KILLS} == set(SETTINGS)
-    assert {(kill.name, kill.ranks) for kill in KILLS[: 2 * len(SETTINGS)]} >= {(n, r) for n in SETTINGS for r in (1, 2)}
+    assert {(kill.name, kill.ranks) for kill in KILLS[: 2 * len(SETTINGS)]} >= {
+        (n, r) for n in SETTINGS for r in (1, 2)
+    }
     assert len(np.unique([kill.round for kill in KILLS])) >= 5

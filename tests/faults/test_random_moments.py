@@ -145,7 +145,9 @@ def on_disk(moment: Moment, folder: Path) -> Outcome:
     words = [str(results), str(kib), str(folder), *command(folder, moment.ranks, results)]
     since = time.time()
     ended = mpi.run(["unshare", "--mount", "sh", "-c", script, "sh", *words], folder / "log", faulty())
-    return Outcome(folder, ended, time.time() - since, len(list(results.rglob("*.h5"))) if results.exists() else 0, None)
+    return Outcome(
+        folder, ended, time.time() - since, len(list(results.rglob("*.h5"))) if results.exists() else 0, None
+    )
 
 
 #: What two checkpoints and the run file of this job take, a little less.

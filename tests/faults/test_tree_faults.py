@@ -70,7 +70,9 @@ def test_all_ranks_end_and_the_cause_names_who_it_was(
     (ended, fault_at, folder), cell = jobs[name].result(), CELLS[name]
     noticed = ended.code not in (0, EXIT_USER, EXIT_STOPPED) and not ended.left
     told = all(words in ended.err for words in cell.told)
-    ledger.note("an edge, or a device below one, dies or stops", noticed=noticed, cause=told, counted=len(run_files(folder)))
+    ledger.note(
+        "an edge, or a device below one, dies or stops", noticed=noticed, cause=told, counted=len(run_files(folder))
+    )
     assert ended.code not in (0, EXIT_USER, EXIT_STOPPED), ended.told()
     assert not ended.left, ended.told()
     assert not run_files(folder), ended.told()

@@ -47,7 +47,9 @@ def test_latest_is_named_after_all_else_is_on_disk(tmp_path: Path, monkeypatch: 
     noting("fsync", lambda handle: Path(os.readlink(f"/proc/self/fd/{handle}")).name)
     noting("replace", lambda source, target: Path(target).name)
     Store(tmp_path / "ckpt", "config", print).save(state(1))
-    plain = [(what, name.split(".tmp")[0].lstrip(".").rsplit(".", 1)[0] if ".tmp" in name else name) for what, name in done]
+    plain = [
+        (what, name.split(".tmp")[0].lstrip(".").rsplit(".", 1)[0] if ".tmp" in name else name) for what, name in done
+    ]
     assert plain == [
         step
         for name in ("a.safetensors", "a.json", "LATEST")
@@ -99,7 +101,14 @@ def test_a_writer_killed_at_any_moment_leaves_the_last_checkpoint_that_it_finish
     draw = rng.generator(0, "test-killed-writer")
     for number in range(3):
         folder = tmp_path / str(number) / "ckpt"
-        words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder), f"{draw.uniform(0.02, 0.2):.4f}"]
+        words = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(Path(__file__).parent),
+            str(folder),
+            f"{draw.uniform(0.02, 0.2):.4f}",
+        ]
         ran = subprocess.run(words, check=False, timeout=60, capture_output=True, text=True)
         assert ran.returncode == -signal.SIGKILL, ran.stderr
         finished = int((ran.stdout.split() or ["0"])[-1])

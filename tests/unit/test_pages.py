@@ -75,7 +75,11 @@ def test_the_blocks_of_the_analysis_page_run_in_order(lr_sweep: Path) -> None:
     assert len(blocks) >= 8
     code = "\nprint('---')\n".join(blocks)
     ran = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=lr_sweep, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        cwd=lr_sweep,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     printed = ran.stdout.split("---\n")

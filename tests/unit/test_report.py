@@ -16,7 +16,7 @@ from synthetic_runs import make_run
 from fedbench.base import records
 from fedbench.base.errors import ResultError
 from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
-from fedbench.results import writer
+from fedbench.results import folder, writer
 
 QUANTITIES = [
     (None, "B", "-"),

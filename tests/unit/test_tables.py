@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_the_files(folder: Path, runs: list[records.Run
     assert list(found.runs["run_id"]) == [run.summary.run_id for run in ordered]
     for row, run in zip(found.runs.to_dict("records"), ordered, strict=True):
         for name, value in run.summary.model_dump().items():
-            assert (np.isnan(row[name]) if value is None else row[name] == value), name
+            assert np.isnan(row[name]) if value is None else row[name] == value, name
         assert row["config.run.rounds"] == run.config["run"]["rounds"]
         assert row["config.method.settings.lr"] == run.config["method"]["settings"]["lr"]
     assert found.runs.attrs["units"]["uplink_bytes"] == "B"
@@ -136,7 +136,7 @@ def test_a_missing_package_and_a_wrong_word_are_told(
     imported = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:
-        if name.split(".")[0] in ("pandas", "pyarrow"):
+        if name.split(".", maxsplit=1)[0] in ("pandas", "pyarrow"):
             raise ImportError(name)
         return imported(name, *more)
 
