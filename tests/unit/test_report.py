@@ -16,7 +16,7 @@ from synthetic_runs import make_run
 from fedbench.base import records
 from fedbench.base.errors import ResultError
 from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
-from fedbench.results import writer
+from fedbench.results import folder, writer
 
 QUANTITIES = [
     (None, "B", "-"),
@@ -277,7 +277,7 @@ def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_
     bad.write_bytes(b"cut")
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "worse.h5").write_bytes(b"not a run")
-    found, skipped = build.load([tmp_path])
+    found, skipped = folder.load([tmp_path])
     assert [run.summary.run_id for run in found] == [good.summary.run_id]
     assert len(skipped) == 1
     assert "cut.h5: not an HDF5 file" in skipped[0]
