@@ -68,6 +68,13 @@ def process_sweep(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def process_check(args: argparse.Namespace) -> int:
+    """`fedbench check`."""
+    from fedbench.bench.check import run
+
+    return run(args)
+
+
 def process_verify(args: argparse.Namespace) -> int:
     """`fedbench verify`."""
     from fedbench.verify.command import process
@@ -108,7 +115,7 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _trace, _bench, _verify, _methods):
+    for add in (_run, _show, _report, _trace, _bench, _check, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
@@ -182,6 +189,20 @@ def _bench(verbs: Verbs) -> None:
     bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
     bench.set_defaults(process=process_bench)
+
+
+def _check(verbs: Verbs) -> None:
+    check = verbs.add(
+        "check",
+        "is this machine fit: ranks, messages, results folder, clocks, cores, GPUs, Slurm, versions",
+        "fedbench check --results results    (under a launcher: mpirun -n 4 fedbench check)",
+        "Look at this machine and print what was found, what is needed and what to do. Exit code 0: fit, 1: not.",
+    )
+    check.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks of its own world (default: 2)")
+    check.add_argument("--threads", type=positive, default=1, metavar="T", help="threads of a rank (default: 1)")
+    check.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    check.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    check.set_defaults(process=process_check)
 
 
 def _verify(verbs: Verbs) -> None:
