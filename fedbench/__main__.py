@@ -177,7 +177,7 @@ def _bench(verbs: Verbs) -> None:
         "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
         "Measure one part of fedbench beside its reference in the same process.",
     )
-    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, or all"
+    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, scaling, or all"
     bench.add_argument("bench", metavar="NAME", help=names)
     bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
     bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")
@@ -188,6 +188,7 @@ def _bench(verbs: Verbs) -> None:
     bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
     bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    bench.add_argument("--out", type=Path, metavar="FIGURE", help="scaling: draw it there, as .png or .svg")
     bench.set_defaults(process=process_bench)
 
 
