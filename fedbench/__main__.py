@@ -97,6 +97,15 @@ def process_trace(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def process_export(args: argparse.Namespace) -> int:
+    """`fedbench export`."""
+    from fedbench.run.export import export
+
+    for path in export(args.file, args.out):
+        print(path)
+    return EXIT_OK
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -115,7 +124,7 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _trace, _bench, _check, _verify, _methods):
+    for add in (_run, _show, _report, _trace, _export, _bench, _check, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
@@ -168,6 +177,19 @@ def _trace(verbs: Verbs) -> None:
     trace.add_argument("file", type=Path, metavar="FILE")
     trace.add_argument("--out", type=Path, required=True, metavar="T.json", help="where the trace goes")
     trace.set_defaults(process=process_trace)
+
+
+def _export(verbs: Verbs) -> None:
+    export = verbs.add(
+        "export",
+        "a run's tuned weights as a folder of transformers or peft",
+        "fedbench export results/runs/cooperllm-0123456789ab.h5 --out tuned",
+        "Write the tuned weights of a run that kept them (results.save_weights = true) as a folder of transformers, for "
+        "LoRA of peft. The data and the model of the run must be at hand.",
+    )
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.set_defaults(process=process_export)
 
 
 def _bench(verbs: Verbs) -> None:
