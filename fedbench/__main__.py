@@ -47,7 +47,7 @@ def process_report(args: argparse.Namespace) -> int:
     from fedbench.report import build
     from fedbench.report.table import demo_table
 
-    written = build.build(args.paths, args.out)
+    written = build.build(args.paths, args.out, args.baseline)
     Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
     for path in written:
         print(path)
@@ -164,6 +164,7 @@ def _report(verbs: Verbs) -> None:
         "paths", type=Path, nargs="+", metavar="PATH", help="run files, an all.h5 of a sweep, or folders of them"
     )
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    report.add_argument("--baseline", metavar="ARM", help="method or name of the arm that the others are paired with")
     report.set_defaults(process=process_report)
 
 
