@@ -26,10 +26,10 @@ _POINTS: tuple[tuple[str, Value], ...] = (
     ("best accuracy (points)", lambda run: 100 * run.summary.best_accuracy),
 )
 _RATIOS: tuple[tuple[str, Value], ...] = (
-    ("device FLOPs (ratio)", lambda run: run.summary.device_flops),
-    ("bytes of a device (ratio)", lambda run: run.summary.uplink_bytes + run.summary.downlink_bytes),
-    ("peak memory (ratio)", lambda run: run.summary.peak_device_bytes or 0),
-    ("round time (ratio)", lambda run: run.summary.round_s_median),
+    ("device FLOPs (times)", lambda run: run.summary.device_flops),
+    ("bytes of a device (times)", lambda run: run.summary.uplink_bytes + run.summary.downlink_bytes),
+    ("peak memory (times)", lambda run: run.summary.peak_device_bytes or 0),
+    ("round time (times)", lambda run: run.summary.round_s_median),
 )
 
 
@@ -80,4 +80,7 @@ def _ratio(arm: Arm, baseline: Arm, seeds: Sequence[int], value: Value) -> str:
     if not (ours > 0).all() or not (theirs > 0).all():
         return units.NOTHING
     middle = stats.median(ours / theirs)
-    return f"{middle.value:.3g}" if middle.low is None else f"{middle.value:.3g} [{middle.low:.3g}, {middle.high:.3g}]"
+    text = f"{middle.value:.3g}"
+    if middle.low is None or f"{middle.low:.3g}" == f"{middle.high:.3g}":
+        return text
+    return f"{text} [{middle.low:.3g}, {middle.high:.3g}]"
