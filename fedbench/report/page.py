@@ -56,7 +56,7 @@ td:first-child { font-weight: 600; white-space: normal; min-width: 10.5rem; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%%; margin-right: .5rem;
   border: .17rem solid; background: currentColor; } .key.hollow { background: none; }
 figure img { display: block; width: 100%%; min-width: 44rem; height: auto; }
-figcaption { margin-top: .7rem; padding-top: .7rem; border-top: 1px solid var(--rule); }
+figcaption { margin: .6rem .3rem 0; }
 summary { cursor: pointer; font-weight: 600; } details[open] summary { margin-bottom: .8rem; }
 @media print { nav { display: none; } section, figure { break-inside: avoid; } }
 """

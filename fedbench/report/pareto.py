@@ -35,7 +35,7 @@ def pareto(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
     title = "Accuracy against device memory"
     figure, (axes,) = canvas(theme, title, 4.4)
     chosen = looks(arms)
-    best = frontier(places)
+    best = frontier([place for place in places if not place.shared] or places)
     steps: dict[str, Any] = {"color": theme.muted, "linewidth": 1.3, "linestyle": (0, (4, 2)), "zorder": 1}
     axes.plot([p.memory for p in best], [p.accuracy for p in best], drawstyle="steps-post", **steps)
     for place in places:
@@ -45,7 +45,7 @@ def pareto(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
         axes.vlines(place.memory, place.low, place.high, **bar)
         mark: dict[str, Any] = {"marker": look.marker, "markersize": 9, "linestyle": "none", "zorder": 3}
         mark |= {
-            "markerfacecolor": theme.surface if place.shared or look.dash[1] else colour,
+            "markerfacecolor": theme.surface if place.shared else colour,
             "markeredgecolor": colour,
         }
         axes.plot([place.memory], [place.accuracy], label=place.label, markeredgewidth=1.6, **mark)
@@ -65,7 +65,8 @@ def pareto(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
         f"line joins the arms that no other beats in both: {names}. Memory is what the bars of peak memory show."
     )
     if any(place.shared for place in places):
-        caption += " Hollow: cloud and devices shared one process, so the memory is that of both."
+        caption += " Hollow: cloud and devices shared one process, so the memory is that of both"
+        caption += "." if all(place.shared for place in places) else "; the line leaves them out."
     words = "; ".join(f"{p.label} {units.fraction(p.accuracy)} at {units.quantity(p.memory, 'B')}" for p in places)
     return Drawing(figure, "pareto", title, caption, f"Scatter chart of best test accuracy over peak memory: {words}.")
 
