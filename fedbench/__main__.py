@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
+from fedbench.run import arguments as run_arguments
 
 
 def process_run(args: argparse.Namespace) -> int:
-    """`fedbench run`."""
+    """`fedbench run`; a request to stop that comes while it imports is kept."""
+    from fedbench.run import launch
+
+    launch.keep_early_stops(launch.rank_signal())
     from fedbench.run.command import run
 
     return run(args)
@@ -46,9 +50,10 @@ def process_report(args: argparse.Namespace) -> int:
 
     from fedbench.report import build
     from fedbench.report.table import demo_table
+    from fedbench.results import folder
 
-    written = build.build(args.paths, args.out)
-    Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
+    written = build.build(args.paths, args.out, args.baseline)
+    Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
     for path in written:
         print(path)
     return EXIT_OK
@@ -64,6 +69,13 @@ def process_bench(args: argparse.Namespace) -> int:
 def process_sweep(args: argparse.Namespace) -> int:
     """`fedbench sweep make`, `submit`, `status`, `collect` and `tune`."""
     from fedbench.batch.command import run
+
+    return run(args)
+
+
+def process_check(args: argparse.Namespace) -> int:
+    """`fedbench check`."""
+    from fedbench.bench.check import run
 
     return run(args)
 
@@ -85,8 +97,17 @@ def process_trace(args: argparse.Namespace) -> int:
     try:
         fsio.write_text(args.out, content)
     except OSError as error:
-        raise ConfigError(f"--out: found {args.out}, which can't be written: {error.strerror}.") from None
+        raise ConfigError(f"--out: {error}") from None
     print(args.out)
+    return EXIT_OK
+
+
+def process_export(args: argparse.Namespace) -> int:
+    """`fedbench export`."""
+    from fedbench.run.export import export
+
+    for path in export(args.file, args.out):
+        print(path)
     return EXIT_OK
 
 
@@ -108,27 +129,11 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _trace, _bench, _verify, _methods):
+    run_arguments.add(verbs, process_run)
+    for add in (_show, _report, _trace, _export, _bench, _check, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
-
-
-def _run(verbs: Verbs) -> None:
-    run = verbs.add(
-        "run",
-        "one run, written to DIR/runs/RUN_ID.h5",
-        "fedbench run jobs/demo.toml -n 3 --set method.name=fedmezo --set run.rounds=50",
-        "Run one job and print the path of its run file.",
-    )
-    run.add_argument("job", type=Path, metavar="JOB.toml")
-    run.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks; started alone, run starts mpirun")
-    run.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help="override a key")
-    run.add_argument("--results", type=Path, metavar="DIR", help="results folder (default: results.dir of the job)")
-    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, where there is one")
-    run.add_argument("--force", action="store_true", help="run again even if the run file is complete")
-    run.add_argument("--dry-run", action="store_true", help="check config, data and model, and print what would run")
-    run.set_defaults(process=process_run)
 
 
 def _show(verbs: Verbs) -> None:
@@ -148,6 +153,7 @@ def _report(verbs: Verbs) -> None:
         "paths", type=Path, nargs="+", metavar="PATH", help="run files, an all.h5 of a sweep, or folders of them"
     )
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    report.add_argument("--baseline", metavar="ARM", help="method or name of the arm that the others are paired with")
     report.set_defaults(process=process_report)
 
 
@@ -163,6 +169,19 @@ def _trace(verbs: Verbs) -> None:
     trace.set_defaults(process=process_trace)
 
 
+def _export(verbs: Verbs) -> None:
+    export = verbs.add(
+        "export",
+        "a run's tuned weights as a folder of transformers or peft",
+        "fedbench export results/runs/cooperllm-0123456789ab.h5 --out tuned",
+        "Write the tuned weights of a run that kept them (results.save_weights = true) as a folder of transformers, for "
+        "LoRA of peft. The data and the model of the run must be at hand.",
+    )
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.set_defaults(process=process_export)
+
+
 def _bench(verbs: Verbs) -> None:
     bench = verbs.add(
         "bench",
@@ -170,7 +189,7 @@ def _bench(verbs: Verbs) -> None:
         "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
         "Measure one part of fedbench beside its reference in the same process.",
     )
-    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, or all"
+    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, scaling, or all"
     bench.add_argument("bench", metavar="NAME", help=names)
     bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
     bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")
@@ -181,7 +200,22 @@ def _bench(verbs: Verbs) -> None:
     bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
     bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    bench.add_argument("--out", type=Path, metavar="FIGURE", help="scaling: draw it there, as .png or .svg")
     bench.set_defaults(process=process_bench)
+
+
+def _check(verbs: Verbs) -> None:
+    check = verbs.add(
+        "check",
+        "is this machine fit: ranks, messages, results folder, clocks, cores, GPUs, Slurm, versions",
+        "fedbench check --results results    (under a launcher: mpirun -n 4 fedbench check)",
+        "Look at this machine and print what was found, what is needed and what to do. Exit code 0: fit, 1: not.",
+    )
+    check.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks of its own world (default: 2)")
+    check.add_argument("--threads", type=positive, default=1, metavar="T", help="threads of a rank (default: 1)")
+    check.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    check.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    check.set_defaults(process=process_check)
 
 
 def _verify(verbs: Verbs) -> None:
@@ -219,6 +253,11 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"fedbench: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     return code
 
 

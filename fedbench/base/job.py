@@ -45,6 +45,10 @@ class RunSection(Section):
     stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
     threads: int = Field(1, ge=1, le=256, description="threads per rank")
     ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
+    launcher: Literal["mpirun", "srun-pmix", "srun-pmi2"] = Field(
+        "mpirun",
+        description="what starts several ranks; srun in a Slurm allocation alone, by the plugin of the MPI library",
+    )
     train_every: int = Field(
         1, ge=1, description="on a virtual clock one round in so many trains; the others are timed as the last that did"
     )
@@ -242,6 +246,7 @@ class ResultsSection(Section):
     dir: str = Field("results", description="folder of run files and checkpoints")
     checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: at a stop alone")
     trace_rounds: int = Field(8, ge=0, description="newest rounds whose spans are kept; 0: none")
+    save_weights: bool = Field(False, description="keep the tuned weights beside the run file, for `fedbench export`")
 
 
 class Config(Section):
@@ -265,4 +270,9 @@ class Config(Section):
 
 
 #: Keys that can't change a result; everything else is part of `run_id`.
-OUTSIDE_HASH = frozenset({"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s"})
+OUTSIDE_HASH = frozenset(
+    {
+        "results.dir", "results.checkpoint_every", "results.trace_rounds", "results.save_weights", "comm.deadline_s",
+        "run.launcher",
+    }
+)  # fmt: skip

@@ -223,7 +223,8 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
     assert set(plain.run_id[-12:]) <= set("0123456789abcdef")
     changed = {
         "run.rounds": 5, "run.seed": 1, "run.eval_every": 9, "run.eval_first": 4, "run.target_accuracy": 0.5,
-        "run.stop_at_target": "true", "run.threads": 2, "run.ranks": 3, "federation.devices": 9, "federation.sampled": 3,
+        "run.stop_at_target": "true", "run.threads": 2, "run.ranks": 3,
+        "run.launcher": "srun-pmix", "federation.devices": 9, "federation.sampled": 3,
         "federation.partition": "shards", "federation.alpha": 0.1, "federation.local_steps": 2,
         "federation.batch_size": 4, "model.name": "x", "model.trainable": "head", "model.mapped": "true",
         "model.device": "cuda", "model.micro_batch": 4, "model.dtype": "bfloat16", "model.lora_rank": 4,
@@ -240,7 +241,7 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "profile.device": "jetson-nano", "profile.memory": "1GiB",
         "profile.cloud_flops_per_s": 1e12, "profile.spread": 0.3, "profile.trunk": "1Gbit/s",
         "profile.trunk_latency": "3ms", "profile.dropout": 0.2, "profile.deadline_s": 4.0,
-        "results.dir": "x", "results.checkpoint_every": 3, "results.trace_rounds": 3,
+        "results.dir": "x", "results.checkpoint_every": 3, "results.trace_rounds": 3, "results.save_weights": True,
     }  # fmt: skip
     with_codec = {  # what a key can't be set without
         "comm.error_feedback": ("comm.codec=int8",),

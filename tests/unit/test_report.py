@@ -16,7 +16,7 @@ from synthetic_runs import make_run
 from fedbench.base import records
 from fedbench.base.errors import ResultError
 from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
-from fedbench.results import writer
+from fedbench.results import folder, writer
 
 QUANTITIES = [
     (None, "B", "-"),
@@ -242,11 +242,14 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     page = Page()
     page.feed(content)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 8
+    assert len(images) == 10
     assert all(len(image["alt"] or "") > 40 for image in images)
     links = [v or "" for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "srcset", "href")]
-    assert len(links) == 16
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    outer = [link for link in links if not link.startswith("#")]
+    assert len(outer) == 20
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in outer)
+    named = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link[1:] for link in links if link.startswith("#")} == named
     assert not re.search(r"https?:|@import|url\(", content)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert "prefers-color-scheme: dark" in content
@@ -258,8 +261,9 @@ def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[r
     text = (report / "report.md").read_text()
     pictures = re.findall(r"\]\(([\w.]+)\)", text)
     assert pictures == [
-        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_time.png"),
-        *("memory.png", "memory_rounds.png", "time_split.png", "timeline.png"),
+        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
+        *("accuracy_time.png", "pareto.png", "memory.png", "memory_rounds.png", "time_split.png"),
+        "timeline.png",
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "| commit | 0123456789ab |" in text
@@ -277,7 +281,7 @@ def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_
     bad.write_bytes(b"cut")
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "worse.h5").write_bytes(b"not a run")
-    found, skipped = build.load([tmp_path])
+    found, skipped = folder.load([tmp_path])
     assert [run.summary.run_id for run in found] == [good.summary.run_id]
     assert len(skipped) == 1
     assert "cut.h5: not an HDF5 file" in skipped[0]
