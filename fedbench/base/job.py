@@ -157,15 +157,19 @@ class CommSection(Section):
     )
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
     error_feedback: bool = Field(False, description="what a guide's coding lost is added to the next guide")
-    adapt: Literal["nominal", "measured"] = Field(
+    adapt: Literal["nominal", "measured", "replay"] = Field(
         "nominal",
-        description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played",
+        description="what codec = 'adaptive' rests on: [link] and [profile], the rounds as they are played, or another run",
     )
+    replay: str = Field("", description="run file whose chosen codecs adapt = 'replay' takes")
     guide_reuse: Literal["keep", "resend"] = Field(
         "keep", description="keep: devices hold the coded guide until the update; resend: it travels again for it"
     )
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
+    )
+    overlap: bool = Field(
+        True, description="compute while a plan arrives; false: wait for all of it first, the sequential control"
     )
     progress: Literal["none", "poll", "thread"] = Field(
         "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
@@ -181,6 +185,14 @@ class CommSection(Section):
         if self.error_feedback and self.codec == "raw":
             raise ValueError(
                 "error_feedback = true has nothing to give back with codec = 'raw'; allowed: another codec"
+            )
+        if (self.adapt == "replay") != bool(self.replay):
+            raise ValueError(
+                f"adapt = {self.adapt!r} with replay = {self.replay!r}; a run file goes with 'replay' alone"
+            )
+        if self.adapt == "replay" and self.codec != "adaptive":
+            raise ValueError(
+                f"adapt = 'replay' chooses nothing with codec = {self.codec!r}; allowed: codec = 'adaptive'"
             )
         return self
 
@@ -260,9 +272,3 @@ class Config(Section):
 OUTSIDE_HASH = frozenset(
     {"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s", "run.launcher"}
 )
-
-#: Keys that change times and files but never the numbers of a run. Those of [link] and [profile] are not among them: a
-#: virtual clock decides who comes too late.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {
-    "run.ranks", "model.mapped", "comm.progress", "comm.poll_interval", "comm.chunk_bytes", "comm.topology", "comm.edges",
-}  # fmt: skip

@@ -74,6 +74,8 @@ def _status(verbs: Verbs) -> Parser:
 def _collect(verbs: Verbs) -> Parser:
     collect = verbs.add("collect", "all complete runs in one file, DIR/all.h5", "fedbench sweep collect sweeps/a")
     collect.add_argument("folder", type=Path, metavar="DIR")
+    collect.add_argument("--csv", action="store_true", help="also runs.csv, rounds.csv and devices.csv")
+    collect.add_argument("--parquet", action="store_true", help="the same as Parquet")
     return collect
 
 

@@ -12,7 +12,7 @@ from fedbench.base import config
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, Stopped
 from fedbench.batch import failures, grid, manifest, submit, sweep
 from fedbench.batch.manifest import Sweep
-from fedbench.results import collect
+from fedbench.results import collect, tables
 from fedbench.run.launch import say
 
 if TYPE_CHECKING:
@@ -117,13 +117,19 @@ def _collect(args: argparse.Namespace) -> int:
     files = sweep.run_files(swept)
     path = args.folder / collect.NAME
     found = collect.collect(path, files)
-    missing = len(swept.lines) - len(files)
+    for reason in found.left_out:
+        say(reason)
+    missing = sum(line.run_id not in found.held for line in swept.lines)
     say(
-        f"{len(files)} of {len(swept.lines)} run(s), {found} of them new"
+        f"{len(swept.lines) - missing} of {len(swept.lines)} run(s), {found.new} of them new"
         + (f"; {missing} are not done." if missing else ".")
     )
     print(path)
-    return EXIT_OK
+    for form in ("csv", "parquet"):
+        if getattr(args, form):
+            for table in tables.open_sweep(args.folder).save(args.folder, form):
+                print(table)
+    return EXIT_FAILURE if found.left_out else EXIT_OK
 
 
 def _tune(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from fedbench.base import fsio
+from fedbench.base.errors import StorageError
 from fedbench.batch.manifest import Sweep
 from fedbench.results import reader
 
@@ -40,8 +41,8 @@ class DoneRuns:
             else:
                 self.reasons[line.run_id] = verdict.reason
         self.runs = found.keys()
-        if found != known and os.access(sweep.folder, os.W_OK):
-            fsio.write_text(path, json.dumps(found))
+        if found != known:
+            _keep(path, found)
 
 
 def _stamps(runs: Path) -> dict[str, list[int]]:
@@ -49,8 +50,17 @@ def _stamps(runs: Path) -> dict[str, list[int]]:
     if not runs.is_dir():
         return {}
     with os.scandir(runs) as entries:
-        told = {entry.name: entry.stat() for entry in entries if entry.name.endswith(".h5")}
+        told = {entry.name: entry.stat() for entry in entries if entry.name.endswith(".h5") and entry.is_file()}
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in told.items()}
+
+
+def _keep(path: Path, found: dict[str, list[int]]) -> bool:
+    """Return whether what was found could be kept; on a full or read-only disk it is found again next time."""
+    try:
+        fsio.write_text(path, json.dumps(found))
+    except StorageError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, list[int]]:

@@ -99,7 +99,7 @@ def run_files(sweep: Sweep) -> dict[str, Path]:
 
 
 def collect(sweep: Sweep) -> Path:
-    """Bring the sweep's run files together in `all.h5` and return its path; ResultError names one that is not sound."""
+    """Bring the sweep's finished runs together in `all.h5` and return its path."""
     path = sweep.folder / collection.NAME
     collection.collect(path, run_files(sweep))
     return path

@@ -147,6 +147,8 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
                 signal.signal(number, handler)
         pump.join(_GRACE_S)
     voices.close(code)
+    if code < 0:
+        say(f"the launcher was ended by {signal.Signals(-code).name}.")
     return code if code >= 0 else 128 - code
 
 
