@@ -31,6 +31,9 @@ PIDS_VARIABLE = "FEDBENCH_PIDS"
 #: The file by which the first rank tells a supervisor of srun that all ranks agreed to stop.
 STOP_NOTE_VARIABLE = "FEDBENCH_STOP_NOTE"
 
+#: The name that a run must have: who planned it may have been another version of fedbench.
+RUN_ID_VARIABLE = "FEDBENCH_RUN_ID"
+
 #: Names the signal that asks ranks to stop, where a library on the site has taken USR2 for itself.
 RANK_SIGNAL_VARIABLE = "FEDBENCH_SLURM_RANK_SIGNAL"
 

@@ -192,8 +192,8 @@ EARLY = """
 import os, signal, sys
 from fedbench.batch import task
 started = task.Child._started
-def asked(self, words):
-    process = started(self, words)
+def asked(self, *words):
+    process = started(self, *words)
     os.kill(os.getpid(), signal.SIGUSR2)
     return process
 task.Child._started = asked
@@ -250,7 +250,7 @@ class Stopped(task.Child):
     def __init__(self, checkpoints: Path, *, saves: bool) -> None:
         self._checkpoints, self._saves = checkpoints, saves
 
-    def run(self, words: Any, restart: int) -> tuple[int, list[str]]:
+    def run(self, words: Any, run_id: str, restart: int) -> tuple[int, list[str]]:
         if self._saves:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             (self._checkpoints / "new").write_text("a")
@@ -375,3 +375,14 @@ def test_a_file_that_changes_after_it_was_found_done_is_looked_at_again(
     assert (set(found.runs), found.reasons, looked) == ({ids[0]}, {ids[1]: "damaged"}, [*ids, ids[1]])
     assert set(done.DoneRuns(swept, fresh=True).runs) == {ids[0]}
     assert looked[-2:] == ids
+
+
+def test_a_task_of_another_version_of_fedbench_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = make(tmp_path, [{}])
+    words = swept.run_words(swept.lines[0])
+    monkeypatch.setenv("FEDBENCH_RUN_ID", "fedmezo-000000000000")
+    code = main(words)
+    assert code == EXIT_USER
+    assert not (swept.folder / "runs").exists()
+    monkeypatch.setenv("FEDBENCH_RUN_ID", swept.lines[0].run_id)
+    assert main([*words, "--dry-run"]) == EXIT_OK
