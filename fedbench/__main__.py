@@ -52,7 +52,7 @@ def process_report(args: argparse.Namespace) -> int:
     from fedbench.report.table import demo_table
     from fedbench.results import folder
 
-    written = build.build(args.paths, args.out)
+    written = build.build(args.paths, args.out, args.baseline)
     Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
     for path in written:
         print(path)
@@ -69,6 +69,13 @@ def process_bench(args: argparse.Namespace) -> int:
 def process_sweep(args: argparse.Namespace) -> int:
     """`fedbench sweep make`, `submit`, `status`, `collect` and `tune`."""
     from fedbench.batch.command import run
+
+    return run(args)
+
+
+def process_check(args: argparse.Namespace) -> int:
+    """`fedbench check`."""
+    from fedbench.bench.check import run
 
     return run(args)
 
@@ -95,6 +102,15 @@ def process_trace(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def process_export(args: argparse.Namespace) -> int:
+    """`fedbench export`."""
+    from fedbench.run.export import export
+
+    for path in export(args.file, args.out):
+        print(path)
+    return EXIT_OK
+
+
 def process_methods(args: argparse.Namespace) -> int:
     """`fedbench methods`."""
     from fedbench.run.build import METHODS
@@ -114,7 +130,7 @@ def parser() -> Parser:
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
     run_arguments.add(verbs, process_run)
-    for add in (_show, _report, _trace, _bench, _verify, _methods):
+    for add in (_show, _report, _trace, _export, _bench, _check, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
@@ -137,6 +153,7 @@ def _report(verbs: Verbs) -> None:
         "paths", type=Path, nargs="+", metavar="PATH", help="run files, an all.h5 of a sweep, or folders of them"
     )
     report.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="default: report")
+    report.add_argument("--baseline", metavar="ARM", help="method or name of the arm that the others are paired with")
     report.set_defaults(process=process_report)
 
 
@@ -152,6 +169,19 @@ def _trace(verbs: Verbs) -> None:
     trace.set_defaults(process=process_trace)
 
 
+def _export(verbs: Verbs) -> None:
+    export = verbs.add(
+        "export",
+        "a run's tuned weights as a folder of transformers or peft",
+        "fedbench export results/runs/cooperllm-0123456789ab.h5 --out tuned",
+        "Write the tuned weights of a run that kept them (results.save_weights = true) as a folder of transformers, for "
+        "LoRA of peft. The data and the model of the run must be at hand.",
+    )
+    export.add_argument("file", type=Path, metavar="FILE")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.set_defaults(process=process_export)
+
+
 def _bench(verbs: Verbs) -> None:
     bench = verbs.add(
         "bench",
@@ -159,7 +189,7 @@ def _bench(verbs: Verbs) -> None:
         "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
         "Measure one part of fedbench beside its reference in the same process.",
     )
-    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, or all"
+    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, scaling, or all"
     bench.add_argument("bench", metavar="NAME", help=names)
     bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
     bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")
@@ -170,7 +200,22 @@ def _bench(verbs: Verbs) -> None:
     bench.add_argument("--link", metavar="L", help="a link's rate, such as 100Mbit/s")
     bench.add_argument("--repeats", type=positive, metavar="R", help="repetitions (default: 6)")
     bench.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    bench.add_argument("--out", type=Path, metavar="FIGURE", help="scaling: draw it there, as .png or .svg")
     bench.set_defaults(process=process_bench)
+
+
+def _check(verbs: Verbs) -> None:
+    check = verbs.add(
+        "check",
+        "is this machine fit: ranks, messages, results folder, clocks, cores, GPUs, Slurm, versions",
+        "fedbench check --results results    (under a launcher: mpirun -n 4 fedbench check)",
+        "Look at this machine and print what was found, what is needed and what to do. Exit code 0: fit, 1: not.",
+    )
+    check.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks of its own world (default: 2)")
+    check.add_argument("--threads", type=positive, default=1, metavar="T", help="threads of a rank (default: 1)")
+    check.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    check.add_argument("--json", action="store_true", help="machine-readable, with all samples")
+    check.set_defaults(process=process_check)
 
 
 def _verify(verbs: Verbs) -> None:

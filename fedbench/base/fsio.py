@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
     replace_whole(path, write)
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` fill a temporary folder beside `folder`, sync it and rename it; `folder` may be there, but empty."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            _fsync(path)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _fsync(folder.parent)
 
 
 def _fsync(path: Path) -> None:

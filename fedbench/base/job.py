@@ -246,6 +246,7 @@ class ResultsSection(Section):
     dir: str = Field("results", description="folder of run files and checkpoints")
     checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: at a stop alone")
     trace_rounds: int = Field(8, ge=0, description="newest rounds whose spans are kept; 0: none")
+    save_weights: bool = Field(False, description="keep the tuned weights beside the run file, for `fedbench export`")
 
 
 class Config(Section):
@@ -270,5 +271,8 @@ class Config(Section):
 
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset(
-    {"results.dir", "results.checkpoint_every", "results.trace_rounds", "comm.deadline_s", "run.launcher"}
-)
+    {
+        "results.dir", "results.checkpoint_every", "results.trace_rounds", "results.save_weights", "comm.deadline_s",
+        "run.launcher",
+    }
+)  # fmt: skip

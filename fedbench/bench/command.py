@@ -7,17 +7,22 @@ import importlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from fedbench.base import provenance
 from fedbench.base.errors import EXIT_OK, ConfigError, nearest
+from fedbench.bench import scaling, scaling_figure
 from fedbench.bench.harness import Options
+from fedbench.report.table import to_rich
 
-_NAMES = ("zo-step", "perturb", "update", "memory", "codec", "transport", "overlap", "pipeline")
+_NAMES = ("zo-step", "perturb", "update", "memory", "codec", "transport", "overlap", "pipeline", "scaling")
 
 #: Benchmark -> its module's name, which has `run(options)`.
 BENCHES = {name: name.replace("-", "_") for name in _NAMES}
+
+#: Benchmarks whose options are others where the command line says nothing.
+_DEFAULTS = {"scaling": scaling.DEFAULTS}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,11 +32,19 @@ def run(args: argparse.Namespace) -> int:
             f"bench: found {args.bench!r}; allowed: {', '.join([*BENCHES, 'all'])}.{nearest(args.bench, BENCHES)}"
         )
     asked = {field.name: getattr(args, field.name, None) for field in fields(Options)}
-    options = Options(**{name: value for name, value in asked.items() if value is not None})
-    results = {name: one(name, options) for name in (BENCHES if args.bench == "all" else [args.bench])}
+    said = {name: value for name, value in asked.items() if value is not None}
+    if args.out is not None:
+        if args.bench != "scaling":
+            raise ConfigError("--out: a figure is drawn by `fedbench bench scaling` alone.")
+        scaling_figure.check_path(args.out)
+    names = BENCHES if args.bench == "all" else [args.bench]
+    results = {name: one(name, replace(_DEFAULTS.get(name, Options()), **said)) for name in names}
     found = {name: result for name, result in results.items() if result is not None}
     if not found:
         return EXIT_OK  # a rank that has no numbers
+    if args.out is not None:
+        scaling_figure.write(found["scaling"], args.out)
+        print(args.out, file=sys.stderr)
     if args.json:
         print(json.dumps(found if args.bench == "all" else found[args.bench], indent=2))
         return EXIT_OK
@@ -54,6 +67,9 @@ def show(result: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if result["bench"] == "scaling":
+        Console().print(to_rich(scaling_figure.grid(result)))
+        return
     table = Table(title=f"bench {result['bench']}: " + ", ".join(f"{k} {v}" for k, v in result["options"].items()))
     table.add_column("measure")
     table.add_column("value", justify="right")

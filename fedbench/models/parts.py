@@ -62,18 +62,24 @@ def add(cut: Cut, part: str, section: ModelSection, seed: int) -> None:
     cut.fold()
 
 
-def _add_lora(cut: Cut, rank: int, alpha: int, seed: int) -> None:
+def lora_config(cut: Cut, rank: int, alpha: int, **more: Any) -> Any:
+    """Return peft's config of the LoRA matrices of a cut; ModelError without peft."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOSEN
     except ImportError:
         raise ModelError("model.trainable = 'lora' needs peft. Run: pip install 'fedbench[text]'") from None
     kind = getattr(getattr(cut.backbone, "config", None), "model_type", "embedded")
     targets: Sequence[str] = _LORA_TARGETS.get(kind) or CHOSEN[kind]
+    fixed: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "fan_in_fan_out": kind == "gpt2"}
+    return LoraConfig(target_modules=list(targets), **fixed, **more)
+
+
+def _add_lora(cut: Cut, rank: int, alpha: int, seed: int) -> None:
+    wanted = lora_config(cut, rank, alpha)
+    from peft import inject_adapter_in_model
+
     with torch.random.fork_rng(devices=[]):
-        wanted = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(targets), fan_in_fan_out=kind == "gpt2"
-        )
         inject_adapter_in_model(wanted, cut.backbone)
     with torch.no_grad():
         for name, parameter in cut.named_parameters():

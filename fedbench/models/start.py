@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from fedbench.base.errors import ModelError
 from fedbench.base.rng import generator
 from fedbench.data.rows import Rows
 from fedbench.models.cut import Cut
+
+#: The linear layer that reads a model's features, which no class of transformers has a place for.
+HEAD_FILE = "fedbench_head.safetensors"
 
 _FEATURE_ROWS = 64
 _SPREAD = 0.02
@@ -39,6 +46,28 @@ def gaussians(model: torch.nn.Module, names: Iterable[str], seed: int) -> None:
                 parameter.copy_(torch.from_numpy(_SPREAD * draws))
             else:
                 parameter.zero_()
+
+
+def exported(cut: Cut, folder: Path | None) -> bool:
+    """Set the linear head to the one that an export left in the model's folder; return False where there is none."""
+    path = None if folder is None else folder / HEAD_FILE
+    if path is None or not path.is_file():
+        return False
+    linear: Any = cut.head.linear
+    wanted = {name: tuple(tensor.shape) for name, tensor in linear.state_dict().items()}
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no safetensors file: {error}.") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if shapes != wanted:
+        raise ModelError(
+            f"{path}: holds a head of {shapes}; the task needs {wanted}. Remove it to start from prototypes."
+        )
+    with torch.no_grad():
+        for name, parameter in linear.named_parameters():
+            parameter.copy_(found[name])
+    return True
 
 
 def prototypes(cut: Cut, public: Rows) -> None:

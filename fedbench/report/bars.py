@@ -27,7 +27,7 @@ def memory(arms: Sequence[Arm], theme: Theme) -> Drawing:
     words, shared = [], False
     for row, arm in enumerate(arms):
         known = [run.summary.peak_device_bytes for run in arm.runs if run.summary.peak_device_bytes is not None]
-        value = float(np.mean(known)) if known else _whole_process(arm)
+        value = float(np.mean(known)) if known else whole_process(arm)
         shared |= not known
         colour = theme.arms[chosen[arm.label].colour]
         hollow = {"facecolor": "none", "edgecolor": colour, "hatch": "////"}
@@ -87,7 +87,8 @@ def _parts(arm: Arm) -> list[float]:
     return means
 
 
-def _whole_process(arm: Arm) -> float:
+def whole_process(arm: Arm) -> float:
+    """Return the mean peak of the largest process of an arm whose devices had none of their own, above its imports."""
     return float(np.mean([max(run.memory["above_import_bytes"], default=0) for run in arm.runs]))
 
 

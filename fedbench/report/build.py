@@ -9,7 +9,21 @@ from pathlib import Path
 from fedbench.base import fsio
 from fedbench.base.errors import ResultError
 from fedbench.base.records import ROUND_COLUMNS
-from fedbench.report import bars, canvas, compare, facts, over_rounds, page, plot, table, timeline
+from fedbench.report import (
+    bars,
+    canvas,
+    compare,
+    facts,
+    highlights,
+    over_rounds,
+    page,
+    paired,
+    pareto,
+    plot,
+    speedup,
+    table,
+    timeline,
+)
 from fedbench.report.arms import Arm, cumulative, group, rounds_done
 from fedbench.report.looks import DARK, LIGHT, Theme
 from fedbench.results import folder
@@ -18,8 +32,10 @@ _TOTALS = ("device_flops", "uplink_bytes", "round_s")
 _TITLE = "Federated fine-tuning, measured"
 
 
-def build(paths: Sequence[Path], out: Path) -> list[Path]:
+def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list[Path]:
     """Write report.md, table.csv, rounds.csv, the figures as PNG and index.html into `out`; return their paths.
+
+    `baseline` is the label or method of the arm that all others are paired with (unset: the plainest there is).
 
     A folder stands for all run files below it, those in `bad` apart; one that can't be read
     there is named in the report and left out. A file named here must be readable (ResultError).
@@ -31,22 +47,30 @@ def build(paths: Sequence[Path], out: Path) -> list[Path]:
             f"no run file in {', '.join(map(str, paths)) or 'no path'}; expected *.h5 of `fedbench run`.{told}"
         )
     arms = group(runs)
+    against = paired.baseline_of(arms, baseline)
     drawings = {theme.name: _drawings(arms, theme) for theme in (LIGHT, DARK)}
     files: dict[str, bytes] = {f"{d.name}.png": canvas.png(d.figure) for d in drawings["light"]}
     tables = [table.demo_grid(arms)]
     tables += [grid for arm in compare.references(arms) if (grid := compare.compare_grid(arm, arms)).rows]
+    if against is not None and (grid := paired.paired_grid(against, arms)).rows:
+        tables.append(grid)
+    if faster := speedup.speedup_grid(arms):
+        tables.append(faster)
     behind = [facts.settings_grid(arms), facts.shared_grid(arms), facts.provenance_grid(arms), facts.runs_grid(arms)]
     files["table.csv"] = table.to_csv(arms).encode()
     files["rounds.csv"] = rounds_csv(arms).encode()
     lead = _lead(arms, skipped)
     files["report.md"] = _markdown(lead, tables, drawings["light"], behind).encode()
     pictures = [
-        page.Picture(canvas.svg(light.figure), canvas.svg(dark.figure), light.caption, light.alt)
+        page.Picture(
+            light.name, light.title, canvas.svg(light.figure), canvas.svg(dark.figure), light.caption, light.alt
+        )
         for light, dark in zip(drawings["light"], drawings["dark"], strict=True)
     ]
     sections = [page.Section(grid) for grid in tables]
     footer = [page.Section(grid, text=True, folded=i in (1, 3)) for i, grid in enumerate(behind)]
-    html = page.render(title=_TITLE, lead=lead, arms=arms, tables=sections, pictures=pictures, facts=footer)
+    best = highlights.highlights(arms)
+    html = page.render(title=_TITLE, lead=lead, arms=arms, best=best, tables=sections, pictures=pictures, facts=footer)
     files["index.html"] = html.encode()
     for name, content in files.items():
         fsio.replace_whole(out / name, functools.partial(_put, content=content))
@@ -68,7 +92,12 @@ def rounds_csv(arms: Sequence[Arm]) -> str:
 
 def _drawings(arms: Sequence[Arm], theme: Theme) -> list[canvas.Drawing]:
     drawn = [plot.accuracy(arms, cost, theme) for cost in plot.COSTS]
-    drawn += [bars.memory(arms, theme), over_rounds.memory(arms, theme), bars.time_split(arms, theme)]
+    drawn += [
+        pareto.pareto(arms, theme),
+        bars.memory(arms, theme),
+        over_rounds.memory(arms, theme),
+        bars.time_split(arms, theme),
+    ]
     drawn += [timeline.timeline(arms, theme), over_rounds.bits(arms, theme)]
     return [drawing for drawing in drawn if drawing]
 

@@ -11,10 +11,12 @@ from fedbench.report.arms import METHOD_ORDER, Arm
 class Theme(NamedTuple):
     """Colours of one background: `arms` by place in the palette, `parts` for the pieces of a round.
 
-    `kinds` are for the bars of a timeline, `channels` for messages; `ramp` runs from few to many.
+    `kinds` are for the bars of a timeline, `channels` for messages; `ramp` runs from few to many. `page` lies behind
+    the surface that figures are drawn on.
     """
 
     name: str
+    page: str
     surface: str
     ink: str
     muted: str
@@ -36,6 +38,7 @@ class Look(NamedTuple):
 
 LIGHT = Theme(
     "light",
+    "#f4f6fa",
     "#ffffff",
     "#1b2230",
     "#5a6474",
@@ -48,6 +51,7 @@ LIGHT = Theme(
 )
 DARK = Theme(
     "dark",
+    "#0b0e14",
     "#12161e",
     "#e9edf4",
     "#a2adbd",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedbench.report.arms import Arm
+from fedbench.report.highlights import Highlight
 from fedbench.report.looks import DARK, LIGHT, Look, Theme, looks
 from fedbench.report.table import Grid
 
@@ -18,35 +20,53 @@ _STYLE = """
 :root { color-scheme: light dark; %(light)s }
 @media (prefers-color-scheme: dark) { :root { %(dark)s } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--surface); color: var(--ink);
+html { scroll-behavior: smooth; scroll-padding-top: 4rem; }
+body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.2rem; margin: 2.8rem 0 .6rem; }
-p { margin: .4rem 0; } .lead, .note, figcaption { color: var(--muted); }
-.note, figcaption { font-size: .875rem; max-width: 52rem; }
+header { border-bottom: 1px solid var(--rule); background: var(--surface); }
+header > div, main, nav > div { max-width: 76rem; margin: 0 auto; padding: 0 1.5rem; }
+header > div { padding-top: 2.6rem; padding-bottom: 1.9rem; }
+h1 { font-size: 2.1rem; line-height: 1.15; margin: 0 0 .4rem; letter-spacing: -.02em; }
+h2 { font-size: 1.15rem; margin: 0 0 .8rem; letter-spacing: -.005em; }
+p { margin: .4rem 0; } .lead, .note, figcaption { color: var(--muted); } .lead { font-size: 1.02rem; }
+.note, figcaption { font-size: .85rem; max-width: 58rem; } .note { margin-top: .8rem; }
+.best { display: grid; grid-template-columns: repeat(auto-fit, minmax(12.5rem, 1fr)); gap: .9rem; margin: 1.6rem 0 0; }
+.best div { border: 1px solid var(--rule); border-radius: .7rem; padding: .8rem 1rem; background: var(--page); }
+.best dt { color: var(--muted); font-size: .8rem; } .best dd { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
+.best dd.value { font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.35;
+  font-variant-numeric: tabular-nums; }
+nav { position: sticky; top: 0; z-index: 1; background: var(--surface); border-bottom: 1px solid var(--rule);
+  overflow-x: auto; white-space: nowrap; font-size: .85rem; }
+nav > div { display: flex; gap: 1.4rem; padding-top: .65rem; padding-bottom: .65rem; }
+nav a { color: var(--muted); text-decoration: none; } nav a:hover, nav a:focus { color: var(--ink); }
+main { padding-top: .6rem; padding-bottom: 4rem; }
+section, figure, details { background: var(--surface); border: 1px solid var(--rule); border-radius: .8rem;
+  padding: 1.3rem 1.4rem; margin: 1.2rem 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--rule); }
 th, td { padding: .5rem .6rem; text-align: right; min-width: 4.6rem; }
-td:last-child, th:last-child { padding-right: 0; }
-th:first-child, td:first-child, .text th, .text td { text-align: left; padding-left: 0; }
-td { border-bottom: 1px solid var(--rule); white-space: nowrap; }
+td:last-child, th:last-child { padding-right: .2rem; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; padding-left: .2rem; }
+td { border-bottom: 1px solid var(--rule); white-space: nowrap; } tr:last-child td { border-bottom: 0; }
+tbody tr:hover td { background: var(--page); }
 td:first-child { font-weight: 600; white-space: normal; min-width: 10.5rem; }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .facts td:first-child { font-weight: 400; color: var(--muted); width: 16rem; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%%; margin-right: .5rem;
   border: .17rem solid; background: currentColor; } .key.hollow { background: none; }
-figure { margin: 1.6rem 0 2.2rem; } figure img { display: block; width: 100%%; min-width: 44rem; height: auto; }
-figcaption { margin-top: .4rem; }
-details { margin-top: 1rem; } summary { cursor: pointer; font-weight: 600; }
-footer { margin-top: 3.5rem; border-top: 2px solid var(--rule); }
+figure img { display: block; width: 100%%; min-width: 44rem; height: auto; }
+figcaption { margin: .6rem .3rem 0; }
+summary { cursor: pointer; font-weight: 600; } details[open] summary { margin-bottom: .8rem; }
+@media print { nav { display: none; } section, figure { break-inside: avoid; } }
 """
 
 
 class Picture(NamedTuple):
-    """One figure for the page: SVG for light and for dark, caption, text for those who do not see it."""
+    """One figure for the page: name, title, SVG for light and for dark, caption, text for those who do not see it."""
 
+    name: str
+    title: str
     light: bytes
     dark: bytes
     caption: str
@@ -66,33 +86,50 @@ def render(
     title: str,
     lead: str,
     arms: Sequence[Arm],
+    best: Sequence[Highlight],
     tables: Sequence[Section],
     pictures: Sequence[Picture],
     facts: Sequence[Section],
 ) -> str:
-    """Return the page: tables, figures, and at the bottom the facts behind them."""
+    """Return the page: the best arms, tables, figures, and at the bottom the facts behind them."""
     keys = {label: _key(look) for label, look in looks(arms).items()}
     style = _STYLE % {"light": _variables(LIGHT), "dark": _variables(DARK)}
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="lead">{html.escape(lead)}</p>',
-        *(_section(section, keys) for section in tables),
-        "<h2>Figures</h2>",
-        *(_figure(picture) for picture in pictures),
-        "<footer>",
-        *(_section(section, {}) for section in facts),
-        "</footer>",
-    ]
+    parts = [(_slug(s.grid.title), s.grid.title, _section(s, keys)) for s in tables]
+    parts += [(picture.name, picture.title, _figure(picture)) for picture in pictures]
+    parts += [(_slug(s.grid.title), s.grid.title, _section(s, {})) for s in facts]
+    links = "".join(f'<a href="#{name}">{html.escape(_short(title))}</a>' for name, title, _ in parts)
+    top = f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>{_best(best, keys)}'
+    body = [f"<header><div>{top}</div></header>", f"<nav><div>{links}</div></nav>"]
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>"
     )
-    main = "\n".join(["<main>", *body, "</main>"])
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{main}\n</body>\n</html>\n'
+    body += ["<main>", *(part for *_, part in parts), "</main>"]
+    whole = "\n".join(body)
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{whole}\n</body>\n</html>\n'
+
+
+def _slug(title: str) -> str:
+    """Return a title as a name in the page."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
+def _short(title: str) -> str:
+    """Return a title without what stands in brackets."""
+    return title.partition(" (")[0]
+
+
+def _best(best: Sequence[Highlight], keys: dict[str, str]) -> str:
+    tiles = "".join(
+        f'<div><dt>{html.escape(b.heading)}</dt><dd class="value">{html.escape(b.value)}</dd>'
+        f"<dd>{keys.get(b.label, '')}{html.escape(b.label)}</dd></div>"
+        for b in best
+    )
+    return f'\n<dl class="best">{tiles}</dl>' if tiles else ""
 
 
 def _variables(theme: Theme) -> str:
-    named = {"surface": theme.surface, "ink": theme.ink, "muted": theme.muted, "rule": theme.rule}
+    named = {"page": theme.page, "surface": theme.surface, "ink": theme.ink, "muted": theme.muted, "rule": theme.rule}
     named |= {f"arm{i}": colour for i, colour in enumerate(theme.arms)}
     return " ".join(f"--{name}: {colour};" for name, colour in named.items())
 
@@ -119,14 +156,16 @@ def _section(section: Section, keys: dict[str, str]) -> str:
     )
     note = f'\n<p class="note">{html.escape(grid.note)}</p>' if grid.note else ""
     if section.folded:
-        return f"<details><summary>{html.escape(grid.title)}</summary>\n{table}{note}</details>"
-    return f"<h2>{html.escape(grid.title)}</h2>\n{table}{note}"
+        return (
+            f'<details id="{_slug(grid.title)}"><summary>{html.escape(grid.title)}</summary>\n{table}{note}</details>'
+        )
+    return f'<section id="{_slug(grid.title)}"><h2>{html.escape(grid.title)}</h2>\n{table}{note}</section>'
 
 
 def _figure(picture: Picture) -> str:
     light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(p).decode()}" for p in (picture.light, picture.dark))
     return (
-        f'<figure><div class="scroll"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<figure id="{picture.name}"><div class="scroll"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{html.escape(picture.alt)}"></picture></div>'
         f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
     )

@@ -1,4 +1,4 @@
-"""Draws accuracy on dev and test against kinds of cost: rounds, device FLOPs, uplink bytes, wall and simulated time."""
+"""Draws accuracy on dev and test against kinds of cost: rounds, device FLOPs, bytes up and down, wall and simulated time."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ COSTS = (
     Cost("accuracy_rounds", "Accuracy against rounds", "rounds", "round", ""),
     Cost("accuracy_flops", "Accuracy against device compute", "FLOPs of one sampled device", "device_flops", "FLOP"),
     Cost("accuracy_uplink", "Accuracy against uplink", "bytes sent by one sampled device", "uplink_bytes", "B"),
+    Cost("accuracy_downlink", "Accuracy against downlink", "bytes sent to one sampled device", "downlink_bytes", "B"),
     Cost("accuracy_time", "Accuracy against wall time", "wall time without evaluation", "round_s", "s"),
     Cost("accuracy_simulated", "Accuracy against simulated time", "seconds on the virtual clock", "sim_s", "s"),
 )
@@ -34,6 +35,7 @@ _SPLITS = (("dev_accuracy", "dev split"), ("test_accuracy", "test split"))
 _NOTHING_SPENT = {
     "device_flops": "Spends no device FLOPs",
     "uplink_bytes": "Sends no bytes",
+    "downlink_bytes": "Is sent no bytes",
     "sim_s": "Has no virtual clock, or nothing takes time on it",
 }
 _WIDE_RATIO = 30.0

@@ -27,7 +27,7 @@ from fedbench.comm.connect import connect
 from fedbench.comm.mail import refuse_missing_threads
 from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
-from fedbench.run import finish, launch, spans
+from fedbench.run import finish, kept, launch, spans
 from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built, Job, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
@@ -66,6 +66,8 @@ def already_done(job: Job, options: Options) -> bool:
     if options.force or not path.exists():
         return False
     if reader.is_done(path, job.run_id):
+        if job.config.results.save_weights and not kept.path_of(path).exists():
+            launch.say(f"{path} is done and kept no weights; --force makes it again.")
         return True
     launch.say(f"{path} is not a complete run; it was moved to {reader.quarantine(path)}.")
     return False
@@ -191,6 +193,8 @@ class Execution:
                 "trainable_entries": built.trainable.size,
             },
         }
+        if job.config.results.save_weights:
+            kept.write(options.run_file(job), built.trainable)
         run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(facts))
         writer.write(options.run_file(job), run)
         store.clear()

@@ -49,6 +49,15 @@ def weights_sha256(trainable: Trainable) -> str:
     return digest.hexdigest()
 
 
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return what `weights_sha256` returns for the same weights by name."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
 class Runner:
     """One rank's part in a run."""
 

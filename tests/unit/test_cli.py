@@ -119,6 +119,9 @@ def refused(called: Called, *parts: str) -> None:
         (["run"], ["JOB.toml", "fedbench run --help"]),
         (["show"], ["FILE", "fedbench show --help"]),
         (["report"], ["PATH"]),
+        (["export", "x.h5"], ["--out", "fedbench export --help"]),
+        (["export", "none.h5", "--out", "tuned"], ["none.h5"]),
+        (["check", "-n", "0"], ["-n", "found '0'", "a whole number from 1"]),
         (["run", "job.toml", "--sett", "a=1"], ["unrecognized arguments: --sett a=1"]),
         (["run", "job.toml", "extra"], ["unrecognized arguments: extra"]),
         (["run", "job.toml", "-n", "0"], ["-n", "found '0'", "a whole number from 1"]),
@@ -136,7 +139,7 @@ def test_wrong_words_are_one_line_and_exit_2(call: Call, words: list[str], parts
     refused(call(*words), *parts)
 
 
-@pytest.mark.parametrize("verb", ["run", "show", "report", "methods", "sweep"])
+@pytest.mark.parametrize("verb", ["run", "show", "report", "methods", "sweep", "check", "export", "bench", "trace"])
 def test_every_verb_has_help_with_an_example(call: Call, verb: str) -> None:
     told = call(verb, "--help")
     assert told.code == EXIT_OK

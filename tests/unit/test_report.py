@@ -242,11 +242,14 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     page = Page()
     page.feed(content)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 8
+    assert len(images) == 10
     assert all(len(image["alt"] or "") > 40 for image in images)
     links = [v or "" for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "srcset", "href")]
-    assert len(links) == 16
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    outer = [link for link in links if not link.startswith("#")]
+    assert len(outer) == 20
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in outer)
+    named = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link[1:] for link in links if link.startswith("#")} == named
     assert not re.search(r"https?:|@import|url\(", content)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert "prefers-color-scheme: dark" in content
@@ -258,8 +261,9 @@ def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[r
     text = (report / "report.md").read_text()
     pictures = re.findall(r"\]\(([\w.]+)\)", text)
     assert pictures == [
-        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_time.png"),
-        *("memory.png", "memory_rounds.png", "time_split.png", "timeline.png"),
+        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
+        *("accuracy_time.png", "pareto.png", "memory.png", "memory_rounds.png", "time_split.png"),
+        "timeline.png",
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "| commit | 0123456789ab |" in text

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -113,11 +114,16 @@ def with_weights(weights: dict[str, Tensor], source: str) -> TinyCausal:
     return model.requires_grad_(True)
 
 
-def load_pretrained() -> TinyCausal:
-    """Return the model with the shipped weights: float16 on disk, float32 in memory."""
-    if not WEIGHTS.is_file():
-        raise ModelError(f"{WEIGHTS}: the embedded model's weights are missing; install fedbench again.")
-    return with_weights(load_file(WEIGHTS), str(WEIGHTS))
+def load_pretrained(path: Path = WEIGHTS) -> TinyCausal:
+    """Return the model with the weights of a file, float32 in memory; the shipped ones are float16 on disk."""
+    if not path.is_file():
+        shipped = "; install fedbench again" if path == WEIGHTS else ""
+        raise ModelError(f"{path}: the embedded model's weights are missing{shipped}.")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: no safetensors file: {error}.") from None
+    return with_weights(weights, str(path))
 
 
 def _skeleton() -> TinyCausal:

@@ -1,0 +1,86 @@
+"""Every arm against one baseline, same seed against same seed: differences of accuracy, ratios of what it costs.
+
+An interval is that of the median of the pairs (95 %, by ranks), and stands there from 6 pairs on; fewer have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedbench.base import stats
+from fedbench.base.errors import ConfigError, nearest
+from fedbench.base.records import Run
+from fedbench.report import units
+from fedbench.report.arms import Arm
+from fedbench.report.table import Grid
+
+#: What one compares with where nothing is said: the plainest method that is there.
+_PLAIN = ("fedmezo", "fedzo", "fedkseed", "public_only", "fedavg")
+
+Value = Callable[[Run], float]
+
+_POINTS: tuple[tuple[str, Value], ...] = (
+    ("final accuracy (points)", lambda run: 100 * run.summary.final_accuracy),
+    ("best accuracy (points)", lambda run: 100 * run.summary.best_accuracy),
+)
+_RATIOS: tuple[tuple[str, Value], ...] = (
+    ("device FLOPs (times)", lambda run: run.summary.device_flops),
+    ("bytes of a device (times)", lambda run: run.summary.uplink_bytes + run.summary.downlink_bytes),
+    ("peak memory (times)", lambda run: run.summary.peak_device_bytes or 0),
+    ("round time (times)", lambda run: run.summary.round_s_median),
+)
+
+
+def baseline_of(arms: Sequence[Arm], wanted: str | None = None) -> Arm | None:
+    """Return the arm of a label or method, or the plainest there is; None where it would be alone.
+
+    ConfigError where no arm is called so.
+    """
+    if wanted is not None:
+        found = next((arm for arm in arms if wanted in (arm.label, arm.method)), None)
+        if found is None:
+            labels = [arm.label for arm in arms]
+            raise ConfigError(f"--baseline: found {wanted!r}; allowed: {', '.join(labels)}.{nearest(wanted, labels)}")
+        return found
+    if len(arms) < 2:
+        return None
+    return next((arm for method in _PLAIN for arm in arms if arm.method == method), arms[-1])
+
+
+def paired_grid(baseline: Arm, arms: Sequence[Arm]) -> Grid:
+    """Return one row per other arm that shares a seed with the baseline."""
+    rows = []
+    for arm in arms:
+        seeds = sorted(arm.by_seed.keys() & baseline.by_seed.keys())
+        if arm.label == baseline.label or not seeds:
+            continue
+        cells = [_difference(arm, baseline, value) for _, value in _POINTS]
+        cells += [_ratio(arm, baseline, seeds, value) for _, value in _RATIOS]
+        rows.append((arm.label, str(len(seeds)), *cells))
+    headings = ("against", "pairs", *(name for name, _ in (*_POINTS, *_RATIOS)))
+    note = (
+        f"Each arm minus, or over, {baseline.label} of the same seed: mean of the differences with their standard "
+        "deviation, median of the ratios. In brackets the 95 % interval of the median, from 6 pairs on; fewer have none."
+    )
+    return Grid(f"Paired with {baseline.label}", headings, tuple(rows), note)
+
+
+def _difference(arm: Arm, baseline: Arm, value: Value) -> str:
+    ours, theirs = ({seed: value(run) for seed, run in one.by_seed.items()} for one in (arm, baseline))
+    found = stats.paired_difference(ours, theirs)
+    assert found is not None
+    text = f"{found.mean:+.1f}" + ("" if found.sd is None else f" ± {found.sd:.1f}")
+    return text if found.low is None else f"{text} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def _ratio(arm: Arm, baseline: Arm, seeds: Sequence[int], value: Value) -> str:
+    ours, theirs = (np.array([value(one.by_seed[seed]) for seed in seeds]) for one in (arm, baseline))
+    if not (ours > 0).all() or not (theirs > 0).all():
+        return units.NOTHING
+    middle = stats.median(ours / theirs)
+    text = f"{middle.value:.3g}"
+    if middle.low is None or f"{middle.low:.3g}" == f"{middle.high:.3g}":
+        return text
+    return f"{text} [{middle.low:.3g}, {middle.high:.3g}]"

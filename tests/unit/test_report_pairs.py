@@ -1,0 +1,151 @@
+"""What reports say of arms side by side: pairs of equal seeds, memory against accuracy, speed-ups over ranks, the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import make_run
+
+from fedbench.__main__ import main
+from fedbench.base.errors import EXIT_OK, EXIT_USER, ConfigError
+from fedbench.base.records import Run
+from fedbench.report import arms, highlights, looks, paired, pareto, speedup, table
+from fedbench.report.arms import Arm
+from fedbench.report.pareto import Place
+from fedbench.results import writer
+
+
+def fixed(run: Run, **figures: object) -> Run:
+    """Return a run with figures of its summary replaced by round ones."""
+    return Run(**{**vars(run), "summary": run.summary.model_copy(update=figures)})
+
+
+def family(method: str, count: int, first: int = 0, **figures: float) -> Arm:
+    """Return an arm of some seeds with the same figures, accuracies rising by a point from seed to seed."""
+    runs = []
+    for seed in range(first, first + count):
+        own = {"final_accuracy": 0.5 + seed / 100, "best_accuracy": 0.6, "device_flops": 1e9, **figures}
+        if "step" in own:
+            own["final_accuracy"] += own.pop("step") * (1 + seed)
+        runs.append(fixed(make_run(method, seed=seed, rounds=4, spans=False), **own))
+    return Arm(method, method, {}, tuple(runs))
+
+
+def cells(grid: table.Grid) -> dict[str, tuple[str, ...]]:
+    """Return the rows of a grid by their arm."""
+    return {row[0]: row[1:] for row in grid.rows}
+
+
+def test_pairs_are_of_equal_seeds_and_have_an_interval_from_six_on() -> None:
+    plain = family("fedmezo", 7)
+    for count, first, pairs, text in (
+        (1, 2, "1", "+3.0"),
+        (3, 0, "3", "+2.0 ± 1.0"),
+        (5, 0, "5", "+3.0 ± 1.6"),
+        (6, 0, "6", "+3.5 ± 1.9 [+1.0, +6.0]"),
+        (7, 3, "4", "+5.5 ± 1.3"),  # seeds 3 to 6 are those that both have
+    ):
+        arm = family("cooperllm", count, first, step=0.01, device_flops=2e9)
+        row = cells(paired.paired_grid(plain, [arm, plain]))["cooperllm"]
+        assert (row[0], row[1], row[3]) == (pairs, text, "2"), (count, first)
+    alone = family("cooperllm", 3, first=20)
+    assert paired.paired_grid(plain, [alone, plain]).rows == ()
+
+
+def test_ratios_are_left_out_where_one_of_a_pair_spends_nothing() -> None:
+    free = family("public_only", 2, device_flops=0.0)
+    assert cells(paired.paired_grid(family("fedmezo", 2), [free]))["public_only"][3] == "-"
+    assert cells(paired.paired_grid(free, [family("fedmezo", 2)]))["fedmezo"][3] == "-"
+
+
+def test_the_baseline_is_the_plainest_arm_or_the_one_asked_for() -> None:
+    both = [family("cooperllm", 1), family("fedspzo", 1), family("fedmezo", 1)]
+    for chosen, wanted, label in (
+        (both, None, "fedmezo"),
+        (both[:2], None, "fedspzo"),
+        (both, "cooperllm", "cooperllm"),
+        (both[:1], "cooperllm", "cooperllm"),
+    ):
+        found = paired.baseline_of(chosen, wanted)
+        assert found is not None
+        assert found.label == label
+    assert paired.baseline_of(both[:1]) is None
+    with pytest.raises(ConfigError, match=r"found 'fedmzeo'; allowed: cooperllm, fedspzo, fedmezo\. Nearest: fedmezo"):
+        paired.baseline_of(both, "fedmzeo")
+
+
+#: (memory, accuracy) of each place, and which of them nothing beats, by rising memory.
+FRONTIERS = [
+    ([(1, 0.5)], [0]),
+    ([(1, 0.5), (2, 0.4)], [0]),
+    ([(2, 0.4), (1, 0.5)], [1]),
+    ([(3, 0.9), (1, 0.5), (2, 0.7)], [1, 2, 0]),
+    ([(1, 0.5), (1, 0.6), (2, 0.6)], [1]),
+]
+
+
+def test_the_frontier_is_what_nothing_beats_in_both() -> None:
+    for points, best in FRONTIERS:
+        places = [Place(str(i), m, a, a, a, False) for i, (m, a) in enumerate(points)]
+        assert [int(place.label) for place in pareto.frontier(places)] == best
+
+
+def test_memory_against_accuracy_names_the_frontier_and_what_is_not_a_devices_own() -> None:
+    small, large = (family("fedmezo", 2, peak_device_bytes=m, best_accuracy=a) for m, a in ((10**7, 0.7), (10**8, 0.6)))
+    large = Arm("fedavg", "fedavg", {}, large.runs)
+    shared = Arm("public_only", "public_only", {}, (make_run("public_only", rounds=4, peak=None),))
+    drawing = pareto.pareto([small, large, shared], looks.LIGHT)
+    assert drawing is not None
+    assert "no other beats in both: fedmezo. " in drawing.caption
+    assert "the line leaves them out" in drawing.caption
+    assert "fedmezo 0.700 at 10 MB; fedavg 0.600 at 100 MB; public_only" in drawing.alt
+    assert pareto.pareto([small], looks.DARK) is None
+
+
+def test_speed_ups_compare_the_same_seeds_on_more_ranks() -> None:
+    seconds = {1: 1.2, 2: 0.8, 4: 0.3}
+    runs = [
+        fixed(make_run("fedmezo", ranks=ranks, seed=seed, rounds=4, spans=False), round_s_median=s * (1 + seed))
+        for ranks, s in seconds.items()
+        for seed in (0, 1, 2)
+    ]
+    for run in runs:
+        run.provenance["cores"] = 2
+    grid = speedup.speedup_grid(arms.group([*runs, make_run("fedavg", rounds=4)]))
+    assert grid is not None
+    assert cells(grid) == {
+        "fedmezo (ranks = 1)": ("1", "3", "2.4 s", "1.00", "1.00", "2"),
+        "fedmezo (ranks = 2)": ("2", "3", "1.6 s", "1.50", "0.75", "2"),
+        "fedmezo (ranks = 4)": ("4 *", "3", "600 ms", "4.00", "1.00", "2"),
+    }
+    assert speedup.speedup_grid(arms.group(runs[:3])) is None
+    others = [make_run("fedmezo", ranks=ranks, rounds=4, settings={"lr": ranks / 10}) for ranks in (1, 2)]
+    assert speedup.speedup_grid(arms.group(others)) is None, "these differ by more than their ranks"
+
+
+def test_the_best_arms_are_those_with_the_best_means() -> None:
+    good = family(
+        "cooperllm", 2, best_accuracy=0.9, peak_device_bytes=5 * 10**7, rounds_to_target=3, round_s_median=2.0
+    )
+    cheap = family("fedmezo", 2, best_accuracy=0.8, peak_device_bytes=10**7, rounds_to_target=9, round_s_median=1.0)
+    found = {h.heading: (h.value, h.label) for h in highlights.highlights([good, cheap])}
+    assert found["highest accuracy"] == ("0.900", "cooperllm")
+    assert found["fewest rounds to target"] == ("3", "cooperllm")
+    assert found["least device memory"] == ("10 MB", "fedmezo")
+    assert found["shortest round"] == ("1 s", "fedmezo")
+    never = Arm("x", "x", {}, (good.runs[0], fixed(good.runs[1], rounds_to_target=None)))
+    found = {h.heading: (h.value, h.label) for h in highlights.highlights([never, cheap])}
+    assert found["fewest rounds to target"] == ("9", "fedmezo")
+    assert highlights.highlights([good]) == []
+
+
+def test_the_command_line_chooses_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method in ("fedmezo", "fedavg"):
+        run = make_run(method, rounds=4, spans=False)
+        writer.write(tmp_path / "runs" / f"{run.summary.run_id}.h5", run)
+    words = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]
+    assert main([*words, "--baseline", "fedavg"]) == EXIT_OK
+    assert "## Paired with fedavg" in (tmp_path / "report" / "report.md").read_text()
+    assert main([*words, "--baseline", "nobody"]) == EXIT_USER
+    assert "--baseline: found 'nobody'; allowed: fedmezo, fedavg" in capsys.readouterr().err
