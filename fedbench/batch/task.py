@@ -48,17 +48,7 @@ class Child:
     def run(self, words: Sequence[str], restart: int) -> tuple[int, list[str]]:
         """Return the exit code (negative: a signal) and the newest lines that were printed."""
         newest: list[str] = []
-        environment = {key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
-        with subprocess.Popen(
-            [sys.executable, "-m", "fedbench", *words],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
+        with self._started(words) as process:
             self._process = process
             if self._asked:
                 process.send_signal(signal.SIGUSR2)
@@ -67,6 +57,22 @@ class Child:
                 print(tasklog.marked(restart, line.rstrip()), flush=True)
                 newest = [*newest[-99:], line]
             return process.wait(), newest
+
+    def _started(self, words: Sequence[str]) -> subprocess.Popen[str]:
+        """Start `fedbench` with the request to stop blocked, until it can take it: unblocked it would end Python."""
+        mine = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedbench", *words],
+            env={key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        signal.pthread_sigmask(signal.SIG_SETMASK, mine)
+        return process
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first, self._asked = not self._asked, True

@@ -21,6 +21,7 @@ from fedbench.batch.manifest import Sweep
 from fedbench.run import supervise
 
 FAKE = Path(__file__).with_name("fake")
+INJECT = Path(__file__).parents[1] / "faults" / "inject"
 JOB = '[run]\nrounds = 2\n[method]\nname = "fedmezo"\n'
 
 
@@ -186,6 +187,19 @@ def test_scripts_are_short_and_the_folder_at_the_root_has_them(script: Path) -> 
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
+#: Runs a task that is asked to stop as soon as it has started its child.
+EARLY = """
+import os, signal, sys
+from fedbench.batch import task
+started = task.Child._started
+def asked(self, words):
+    process = started(self, words)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    return process
+task.Child._started = asked
+sys.exit(task.main(sys.argv[2:]))
+"""
+
 STEP = """#!/usr/bin/env bash
 echo "got $* with $SITE_WORD"
 trap 'echo asked' USR2
@@ -213,6 +227,21 @@ def test_the_script_passes_every_warning_on_and_ends_with_the_status_of_its_task
     go.touch()
     assert process.wait(20) == EXIT_STOPPED
     assert (tmp_path / "out").read_text().startswith("got -m fedbench.batch.task sweep DIR 4 abc 2 with sourced\n")
+
+
+def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path) -> None:
+    """The task is asked the moment its child exists, long before that has a handler."""
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace("rounds = 2", "rounds = 500\neval_every = 1000"))
+    words = ["fedbench.batch.task", "run", str(job), "--results", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(INJECT), "FEDBENCH_FAULT_SMALL": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", EARLY, *words], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, out
+    assert "stopped after round 1;" in out
+    assert "task ended: stopped: not requeued: there is no Slurm job here" in out
 
 
 class Stopped(task.Child):
