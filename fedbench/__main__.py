@@ -12,13 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_OK, ConfigError, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
+from fedbench.run import arguments as run_arguments
 
 
 def process_run(args: argparse.Namespace) -> int:
-    """`fedbench run`."""
+    """`fedbench run`; a request to stop that comes while it imports is kept."""
+    from fedbench.run import launch
+
+    launch.keep_early_stops(launch.rank_signal())
     from fedbench.run.command import run
 
     return run(args)
@@ -46,9 +50,10 @@ def process_report(args: argparse.Namespace) -> int:
 
     from fedbench.report import build
     from fedbench.report.table import demo_table
+    from fedbench.results import folder
 
     written = build.build(args.paths, args.out, args.baseline)
-    Console(stderr=True).print(demo_table(build.load(args.paths)[0]))
+    Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
     for path in written:
         print(path)
     return EXIT_OK
@@ -92,7 +97,7 @@ def process_trace(args: argparse.Namespace) -> int:
     try:
         fsio.write_text(args.out, content)
     except OSError as error:
-        raise ConfigError(f"--out: found {args.out}, which can't be written: {error.strerror}.") from None
+        raise ConfigError(f"--out: {error}") from None
     print(args.out)
     return EXIT_OK
 
@@ -124,27 +129,11 @@ def parser() -> Parser:
     root = Parser(prog="fedbench", description="Federated fine-tuning without backpropagation on devices, under MPI.")
     root.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     verbs = root.verbs("verb")
-    for add in (_run, _show, _report, _trace, _export, _bench, _check, _verify, _methods):
+    run_arguments.add(verbs, process_run)
+    for add in (_show, _report, _trace, _export, _bench, _check, _verify, _methods):
         add(verbs)
     arguments.add(verbs, process_sweep)
     return root
-
-
-def _run(verbs: Verbs) -> None:
-    run = verbs.add(
-        "run",
-        "one run, written to DIR/runs/RUN_ID.h5",
-        "fedbench run jobs/demo.toml -n 3 --set method.name=fedmezo --set run.rounds=50",
-        "Run one job and print the path of its run file.",
-    )
-    run.add_argument("job", type=Path, metavar="JOB.toml")
-    run.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks; started alone, run starts mpirun")
-    run.add_argument("--set", dest="settings", action="append", default=[], metavar="key=value", help="override a key")
-    run.add_argument("--results", type=Path, metavar="DIR", help="results folder (default: results.dir of the job)")
-    run.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, where there is one")
-    run.add_argument("--force", action="store_true", help="run again even if the run file is complete")
-    run.add_argument("--dry-run", action="store_true", help="check config, data and model, and print what would run")
-    run.set_defaults(process=process_run)
 
 
 def _show(verbs: Verbs) -> None:
@@ -264,6 +253,11 @@ def main(words: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return EXIT_OK
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"fedbench: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     return code
 
 

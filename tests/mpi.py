@@ -130,6 +130,21 @@ class Job:
             pytest.fail(f"the job did not end within {deadline_s:g} s and was killed\n{ended.told()}")
         return self._close(late=False)
 
+    def kill(self) -> None:
+        """End everything of the job as a dead machine would: SIGKILL to each of its processes, until none is left."""
+        while pids := [pid for pid, _ in self._processes()]:
+            for pid in pids:
+                _kill(pid, os.kill)
+            if self.process.pid in pids:
+                self.process.wait()
+            time.sleep(0.01)
+
+    def orphans_end(self, deadline_s: float) -> None:
+        """Wait until no process of the job is left; `wait` tells those that are still there."""
+        end = time.monotonic() + deadline_s
+        while self._processes() and time.monotonic() < end:
+            time.sleep(0.05)
+
     def _close(self, *, late: bool) -> Ended:
         """End what is left, at once where the job is late, and return what became of it."""
         ended_at = time.time()

@@ -45,6 +45,10 @@ class ResultError(FedbenchError):
     exit_code = EXIT_USER
 
 
+class StorageError(FedbenchError, OSError):
+    """A file can't be written: a full disk, a read-only folder, a quota."""
+
+
 class WireError(FedbenchError):
     """A frame, message or peer did not do what the protocol says."""
 

@@ -8,21 +8,42 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from fedbench.base.errors import StorageError
+
 
 def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in the same folder, then fsync it and rename it to `path`.
 
-    On any error the temporary file is removed and an earlier `path` stays as it was.
+    On any error the temporary file is removed and an earlier `path` stays as it was; StorageError where the file system
+    is the cause.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write(temporary)
-        _fsync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _fsync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be written: {error.strerror or error}.") from error
+
+
+def need_space(path: Path, size_bytes: int) -> None:
+    """Raise StorageError where the file system of `path` has less room than that, before a library runs into it."""
+    place = os.statvfs(path.parent)
+    free = place.f_bavail * place.f_frsize
+    if free < size_bytes:
+        raise StorageError(
+            f"{path}: can't be written: it takes about {size_bytes:,} bytes, the disk has {free:,} left."
+        )
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return the temporary files that killed writers of `path` left; one of a living writer is among them."""
+    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
 
 
 def write_text(path: Path, text: str) -> None:

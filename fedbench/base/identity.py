@@ -41,7 +41,7 @@ def _view(tree: Mapping[str, Any], outside: frozenset[str], prefix: str) -> dict
         dotted = prefix + name
         if dotted in outside:
             continue
-        if isinstance(value, Mapping):
+        if any(key.startswith(f"{dotted}.") for key in outside) and isinstance(value, Mapping):
             child = _view(value, outside, f"{dotted}.")
             if child or not value:
                 kept[name] = child

@@ -45,6 +45,10 @@ class RunSection(Section):
     stop_at_target: bool = Field(False, description="end the run at the target instead of going on")
     threads: int = Field(1, ge=1, le=256, description="threads per rank")
     ranks: int = Field(1, ge=1, description="processes; -n or the launcher's world size replaces it")
+    launcher: Literal["mpirun", "srun-pmix", "srun-pmi2"] = Field(
+        "mpirun",
+        description="what starts several ranks; srun in a Slurm allocation alone, by the plugin of the MPI library",
+    )
     train_every: int = Field(
         1, ge=1, description="on a virtual clock one round in so many trains; the others are timed as the last that did"
     )
@@ -153,15 +157,19 @@ class CommSection(Section):
     )
     lz4: bool = Field(False, description="LZ4 frames around units that shrink by it")
     error_feedback: bool = Field(False, description="what a guide's coding lost is added to the next guide")
-    adapt: Literal["nominal", "measured"] = Field(
+    adapt: Literal["nominal", "measured", "replay"] = Field(
         "nominal",
-        description="what codec = 'adaptive' rests on: [link] and [profile], or the rounds as they were played",
+        description="what codec = 'adaptive' rests on: [link] and [profile], the rounds as they are played, or another run",
     )
+    replay: str = Field("", description="run file whose chosen codecs adapt = 'replay' takes")
     guide_reuse: Literal["keep", "resend"] = Field(
         "keep", description="keep: devices hold the coded guide until the update; resend: it travels again for it"
     )
     guide_lag: int = Field(
         0, ge=0, le=1, description="rounds that a guide is old: 1 is made while devices compute, at the weights before"
+    )
+    overlap: bool = Field(
+        True, description="compute while a plan arrives; false: wait for all of it first, the sequential control"
     )
     progress: Literal["none", "poll", "thread"] = Field(
         "poll", description="what moves messages while a rank computes: nothing, calls from its loop, or a thread"
@@ -177,6 +185,14 @@ class CommSection(Section):
         if self.error_feedback and self.codec == "raw":
             raise ValueError(
                 "error_feedback = true has nothing to give back with codec = 'raw'; allowed: another codec"
+            )
+        if (self.adapt == "replay") != bool(self.replay):
+            raise ValueError(
+                f"adapt = {self.adapt!r} with replay = {self.replay!r}; a run file goes with 'replay' alone"
+            )
+        if self.adapt == "replay" and self.codec != "adaptive":
+            raise ValueError(
+                f"adapt = 'replay' chooses nothing with codec = {self.codec!r}; allowed: codec = 'adaptive'"
             )
         return self
 
@@ -255,11 +271,8 @@ class Config(Section):
 
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset(
-    {"results.dir", "results.checkpoint_every", "results.trace_rounds", "results.save_weights", "comm.deadline_s"}
-)
-
-#: Keys that change times and files but never the numbers of a run. Those of [link] and [profile] are not among them: a
-#: virtual clock decides who comes too late.
-OUTSIDE_TRAJECTORY = OUTSIDE_HASH | {
-    "run.ranks", "model.mapped", "comm.progress", "comm.poll_interval", "comm.chunk_bytes", "comm.topology", "comm.edges",
-}  # fmt: skip
+    {
+        "results.dir", "results.checkpoint_every", "results.trace_rounds", "results.save_weights", "comm.deadline_s",
+        "run.launcher",
+    }
+)  # fmt: skip

@@ -32,7 +32,7 @@ ROUND_COLUMNS: dict[str, Column] = {
     "round": Column("i4", "1", "round number from 0; -1 is the state before training"),
     "exchanges": Column("i4", "1", "exchanges with the devices in this round"),
     "lr": Column("f8", "1", "step size in force"),
-    "device_loss": Column("f8", "nat", "mean over sampled devices of their loss on private batches"),
+    "device_loss": Column("f8", "nat", "mean over the devices that answered of their loss on private batches"),
     "cloud_loss": Column("f8", "nat", "loss on the public batch, where the cloud uses one"),
     "dev_accuracy": Column("f8", "1", "accuracy on the dev split, 0..1; NaN where not evaluated"),
     "dev_loss": Column("f8", "nat", "mean loss on the dev split"),
@@ -84,7 +84,7 @@ DEVICE_COLUMNS: dict[str, Column] = {
 
 MEMORY_COLUMNS: dict[str, Column] = {
     "rank": Column("i4", "1", "process"),
-    "phase": Column("str", "", "import, load or train"),
+    "phase": Column("str", "", "import, load, train or evaluate"),
     "peak_bytes": Column("i8", "B", "highest resident memory (VmHWM) in the phase"),
     "above_import_bytes": Column("i8", "B", "the same above the resident memory right after the imports"),
     "weights_bytes": Column(
@@ -146,6 +146,7 @@ class Summary(BaseModel):
     sim_s: float | None
     hidden_fraction: float | None
     unaccounted_fraction: float
+    repeatable: bool
     weights_sha256: str
     trajectory_sha256: str
 

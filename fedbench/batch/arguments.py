@@ -42,17 +42,25 @@ def _make(verbs: Verbs) -> Parser:
 def _submit(verbs: Verbs) -> Parser:
     submit = verbs.add(
         "submit",
-        "run what is not done",
-        "fedbench sweep submit sweeps/a --local --parallel 2",
-        "Run every line whose run file is not complete; one that diverged is a result and is left alone.",
+        "run what is not done, as Slurm arrays or here",
+        "fedbench sweep submit sweeps/a --time 01:00:00\n  fedbench sweep submit sweeps/a --local --parallel 2",
+        "Send every line whose run file is not complete, and that is not in the queue, to Slurm, and a job that collects. "
+        "A run that diverged is a result and is left alone.",
     )
     submit.add_argument("folder", type=Path, metavar="DIR")
+    submit.add_argument("--local", action="store_true", help="run them on this machine instead")
     submit.add_argument(
-        "--local", action="store_true", help="on this machine (required: there are no Slurm arrays yet)"
+        "--site", type=Path, metavar="FILE", help="the site's values (default: site.env where it is there)"
     )
-    _add_parallel(submit)
+    submit.add_argument("--time", metavar="T", help="time limit of a task, as sbatch takes it")
+    submit.add_argument(
+        "--parallel",
+        type=positive,
+        metavar="K",
+        help="runs at a time (default: the site's; here: what fits on the cores)",
+    )
     submit.add_argument("--retry", action="store_true", help="run again what diverged")
-    submit.add_argument("--dry-run", action="store_true", help="print what would run")
+    submit.add_argument("--dry-run", action="store_true", help="print the sbatch lines, or what would run")
     return submit
 
 
@@ -66,6 +74,8 @@ def _status(verbs: Verbs) -> Parser:
 def _collect(verbs: Verbs) -> Parser:
     collect = verbs.add("collect", "all complete runs in one file, DIR/all.h5", "fedbench sweep collect sweeps/a")
     collect.add_argument("folder", type=Path, metavar="DIR")
+    collect.add_argument("--csv", action="store_true", help="also runs.csv, rounds.csv and devices.csv")
+    collect.add_argument("--parquet", action="store_true", help="the same as Parquet")
     return collect
 
 

@@ -6,17 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from fedbench.base import config
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, Stopped
-from fedbench.batch import failures, grid, local, manifest, sweep, tune
+from fedbench.batch import failures, grid, manifest, submit, sweep
 from fedbench.batch.manifest import Sweep
-from fedbench.batch.show import ShowSweep
-from fedbench.results import collect
+from fedbench.results import collect, tables
 from fedbench.run.launch import say
+
+if TYPE_CHECKING:
+    from fedbench.batch import local
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def _make(args: argparse.Namespace) -> int:
         say(f"{len(lines)} run(s) would go to {args.out}.")
         return EXIT_OK
     sweep.save(args.job, args.out, lines)
-    say(f"{len(lines)} run(s); `fedbench sweep submit {args.out} --local` runs them.")
+    say(f"{len(lines)} run(s); `fedbench sweep submit {args.out}` sends them to Slurm, with --local it runs them here.")
     print(args.out / manifest.NAME)
     return EXIT_OK
 
@@ -62,11 +62,13 @@ def _seeds(args: argparse.Namespace, arms: list[dict[str, Any]], settings: dict[
 def _submit(args: argparse.Namespace) -> int:
     swept = manifest.read(args.folder)
     if not args.local:
-        raise ConfigError(
-            "--local: missing, and required for now: Slurm arrays are not there yet, only this machine is."
-        )
-    lines = sweep.to_run(swept, retry=args.retry)
+        return submit.to_slurm(swept, args)
+    if args.site or args.time:
+        raise ConfigError(f"{'--site' if args.site else '--time'}: found beside --local; it is for Slurm alone.")
+    from fedbench.batch import local
+
     if args.dry_run:
+        lines = sweep.to_run(swept, retry=args.retry)
         lanes = args.parallel or local.lanes_for(lines)
         for line in lines:
             print(f"{line.number}  {line.run_id}  {grid.told(line.overrides)}", file=sys.stderr)
@@ -85,6 +87,11 @@ def _submit(args: argparse.Namespace) -> int:
 
 def run_shown(swept: Sweep, parallel: int | None, *, retry: bool = False) -> local.Results:
     """Run what is not done of a sweep, with progress on stderr."""
+    from rich.console import Console
+
+    from fedbench.batch import local
+    from fedbench.batch.show import ShowSweep
+
     runs = len(sweep.to_run(swept, retry=retry))
     show = ShowSweep(swept.folder.name, runs, Console(stderr=True))
     try:
@@ -110,16 +117,24 @@ def _collect(args: argparse.Namespace) -> int:
     files = sweep.run_files(swept)
     path = args.folder / collect.NAME
     found = collect.collect(path, files)
-    missing = len(swept.lines) - len(files)
+    for reason in found.left_out:
+        say(reason)
+    missing = sum(line.run_id not in found.held for line in swept.lines)
     say(
-        f"{len(files)} of {len(swept.lines)} run(s), {found} of them new"
+        f"{len(swept.lines) - missing} of {len(swept.lines)} run(s), {found.new} of them new"
         + (f"; {missing} are not done." if missing else ".")
     )
     print(path)
-    return EXIT_OK
+    for form in ("csv", "parquet"):
+        if getattr(args, form):
+            for table in tables.open_sweep(args.folder).save(args.folder, form):
+                print(table)
+    return EXIT_FAILURE if found.left_out else EXIT_OK
 
 
 def _tune(args: argparse.Namespace) -> int:
+    from fedbench.batch import tune
+
     def finish(swept: Sweep) -> None:
         say(f"the best lies on the edge of the grid; {swept.folder} widens it.")
         if run_shown(swept, args.parallel).stopped:

@@ -21,25 +21,36 @@ _SAID = "fedbench: "
 
 
 class Failure(NamedTuple):
-    """One failed run: `kind` is diverged or failed, `reason` one line."""
+    """One failed run: `kind` is diverged or failed, `reason` one line, `at` when it was (seconds, UTC)."""
 
     run_id: str
     kind: str
     reason: str
+    at: float = 0.0
 
 
 def read(folder: Path) -> dict[str, Failure]:
-    """Return run_id -> its newest failure."""
+    """Return run_id -> its newest failure; a damaged line is a lost note, and its run counts as not run."""
     path = folder / NAME
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {failure.run_id: failure for failure in (Failure(**json.loads(line)) for line in lines)}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {failure.run_id: failure for failure in map(_parsed, lines) if failure is not None}
 
 
 def add(folder: Path, failure: Failure) -> None:
     """Append a failure; only who holds the sweep's lock does this."""
     path = folder / NAME
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
     fsio.write_text(path, f"{before}{identity.canonical_json(failure._asdict())}\n")
+
+
+def _parsed(line: str) -> Failure | None:
+    try:
+        failure = Failure(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return failure if failure.kind in (DIVERGED, FAILED) and isinstance(failure.reason, str) else None
 
 
 def of_log(text: str, status: str) -> tuple[str, str]:

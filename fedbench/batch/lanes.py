@@ -15,10 +15,9 @@ import sys
 import time
 from typing import IO, Any, NamedTuple
 
-from fedbench.base import fsio, identity
 from fedbench.base.errors import EXIT_STOPPED
 from fedbench.batch import failures
-from fedbench.batch.manifest import Line, Sweep, as_job_file
+from fedbench.batch.manifest import Line, Sweep
 from fedbench.results import reader
 from fedbench.run.launch import SIZE_VARIABLES
 
@@ -113,11 +112,7 @@ class Lane:
     def _launched(self, line: Line, printed: IO[str]) -> tuple[int, str, str]:
         """Return the exit code of a line that `fedbench run -n` launches; kind and reason are in its log."""
         self.close()
-        job = self._sweep.folder / "jobs" / f"{line.run_id}.json"
-        fsio.write_text(job, identity.canonical_json(as_job_file(line.config)))
-        resume = ["--resume"] if self._sweep.has_checkpoint(line) else []
-        words = ["run", str(job), "-n", str(line.ranks), "--results", str(self._sweep.folder), *resume]
-        self._start(["-m", "fedbench", *words], line, printed, piped=False)
+        self._start(["-m", "fedbench", *self._sweep.run_words(line)], line, printed, piped=False)
         child = self._child
         assert child is not None
         code = child.wait()

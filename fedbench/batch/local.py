@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -113,7 +114,7 @@ class _Crew:
             running.discard(event.line.run_id)
             outcomes.append(event)
             if event.state in (failures.DIVERGED, failures.FAILED):
-                failures.add(self._sweep.folder, Failure(event.line.run_id, event.state, event.reason))
+                failures.add(self._sweep.folder, Failure(event.line.run_id, event.state, event.reason, time.time()))
         lock.note(self._sweep.folder, running)
         if self._progress is None:
             return

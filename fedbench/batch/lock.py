@@ -55,6 +55,8 @@ def running(folder: Path) -> set[str]:
         return set(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except FileNotFoundError:  # it ended between the two looks
         return set()
+    except (ValueError, KeyError, TypeError):  # damaged: nothing is believed of it
+        return set()
 
 
 def _take(handle: IO[str]) -> bool:

@@ -6,16 +6,19 @@ changed. A manifest is written once and never edited; its line numbers are the t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbench.base import config, fsio, identity
 from fedbench.base.errors import ConfigError
-from fedbench.run.build import Job, resolve
-from fedbench.run.execute import Options
+
+if TYPE_CHECKING:  # the state of a sweep is asked often, and what builds a run takes seconds to import
+    from fedbench.run.build import Job
+    from fedbench.run.execute import Options
 
 NAME = "manifest.jsonl"
 
@@ -51,6 +54,8 @@ class Line:
 
     def job(self, source: str = NAME) -> Job:
         """Return the job to run; ConfigError where this version of fedbench makes another run of the line."""
+        from fedbench.run.build import resolve
+
         job = resolve(config.check(as_job_file(self.config), source=source), source)
         if job.run_id != self.run_id:
             raise ConfigError(
@@ -82,7 +87,16 @@ class Sweep:
 
     def options(self, line: Line) -> Options:
         """Return what the run is started with: it goes on from a checkpoint where there is one."""
+        from fedbench.run.execute import Options
+
         return Options(self.folder, resume=self.has_checkpoint(line))
+
+    def run_words(self, line: Line) -> list[str]:
+        """Return the words of `fedbench` that run a line in processes of its own, its job file written."""
+        job = self.folder / "jobs" / f"{line.run_id}.json"
+        fsio.write_text(job, identity.canonical_json(as_job_file(line.config)))
+        resume = ["--resume"] if self.has_checkpoint(line) else []
+        return ["run", str(job), "-n", str(line.ranks), "--results", str(self.folder), *resume]
 
     def run_file(self, line: Line) -> Path:
         """Return where the run's file goes."""
@@ -121,14 +135,31 @@ def write(folder: Path, lines: Iterable[Line]) -> Sweep:
 
 def read(folder: Path) -> Sweep:
     """Return the sweep in `folder`; ConfigError where there is none or a line is not as it was written."""
+    path, texts = folder / NAME, _texts(folder)
+    return Sweep(folder, tuple(_line(number, text, f"{path} line {number}") for number, text in enumerate(texts)))
+
+
+def read_line(folder: Path, number: int) -> Line:
+    """Return one line of the sweep in `folder`; ConfigError where there is no such line, or it was changed."""
+    path, texts = folder / NAME, _texts(folder)
+    if not 0 <= number < len(texts):
+        raise ConfigError(f"{path}: has no line {number}; allowed: 0 to {len(texts) - 1}.")
+    return _line(number, texts[number], f"{path} line {number}")
+
+
+def sha256(folder: Path) -> str:
+    """Return the hex SHA-256 of the manifest in `folder`."""
+    return hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+
+
+def _texts(folder: Path) -> list[str]:
     path = folder / NAME
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such sweep; `fedbench sweep make` makes one.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}.") from None
-    return Sweep(folder, tuple(_line(number, text, f"{path} line {number}") for number, text in enumerate(texts)))
 
 
 def _line(number: int, text: str, where: str) -> Line:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedbench.base import config, fsio
 from fedbench.base.config import Setting
-from fedbench.base.errors import ConfigError
-from fedbench.batch import failures, grid, lock, manifest
+from fedbench.base.errors import ConfigError, FedbenchError
+from fedbench.batch import arrays, failures, grid, lock, manifest, tasklog
+from fedbench.batch.done import DoneRuns
 from fedbench.batch.grid import Arm, Factor
 from fedbench.batch.manifest import Line, Sweep
+from fedbench.batch.scheduler import Queued
 from fedbench.results import collect as collection
-from fedbench.results import reader
-from fedbench.run.build import METHODS, Job, resolve
+from fedbench.run.launch import say
+
+if TYPE_CHECKING:  # the state of a sweep is asked often, and what builds a run takes seconds to import
+    from fedbench.run.build import Job
 
 #: What a planned run can be, in the order in which it is counted.
-STATES = ("done", "running", "diverged", "failed", "resumable", "missing")
+STATES = ("done", "running", "queued", "diverged", "failed", "resumable", "missing")
 
 
 class State(NamedTuple):
@@ -77,16 +81,16 @@ def plan(
     return tuple(lines.values())
 
 
-def states(sweep: Sweep) -> list[State]:
-    """Return the state of every planned run, in line order."""
-    why, alive = failures.read(sweep.folder), lock.running(sweep.folder)
-    return [_state(sweep, line, why.get(line.run_id), line.run_id in alive) for line in sweep.lines]
+def states(sweep: Sweep, *, fresh: bool = False) -> list[State]:
+    """Return the state of every planned run, in line order; `fresh`: every run file is looked at in full."""
+    look = _Look(sweep, fresh=fresh)
+    return [look.state(line) for line in sweep.lines]
 
 
 def to_run(sweep: Sweep, *, retry: bool = False) -> list[Line]:
-    """Return the lines that are not done; those that diverged are left out unless `retry`."""
-    settled = ("done",) if retry else ("done", "diverged")
-    return [at.line for at in states(sweep) if at.state not in settled]
+    """Return the lines that are neither done nor under way; those that diverged are left out unless `retry`."""
+    settled = {"done", "running", "queued"} | (set() if retry else {"diverged"})
+    return [at.line for at in states(sweep, fresh=True) if at.state not in settled]
 
 
 def run_files(sweep: Sweep) -> dict[str, Path]:
@@ -95,7 +99,7 @@ def run_files(sweep: Sweep) -> dict[str, Path]:
 
 
 def collect(sweep: Sweep) -> Path:
-    """Bring the sweep's run files together in `all.h5` and return its path; ResultError names one that is not sound."""
+    """Bring the sweep's finished runs together in `all.h5` and return its path."""
     path = sweep.folder / collection.NAME
     collection.collect(path, run_files(sweep))
     return path
@@ -119,21 +123,59 @@ def status(sweep: Sweep) -> dict[str, Any]:
     return {"planned": len(found), **counts, "runs": runs}
 
 
-def _state(sweep: Sweep, line: Line, failure: failures.Failure | None, alive: bool) -> State:
-    verdict = reader.inspect(sweep.run_file(line), line.run_id)
-    if verdict.done:
-        return State(line, "done", "")
-    if alive:
-        return State(line, "running", "")
-    if failure is not None:
-        more = " (a checkpoint exists)" if sweep.has_checkpoint(line) else ""
-        return State(line, failure.kind, failure.reason + more)
-    found = verdict.reason if sweep.run_file(line).exists() else ""
-    return State(line, "resumable" if sweep.has_checkpoint(line) else "missing", found)
+def _told_queue(sweep: Sweep) -> dict[int, Queued]:
+    """Return Slurm's queue for people: where it can't be read they are told, and see what the files say."""
+    try:
+        return arrays.in_queue(sweep)
+    except FedbenchError as error:
+        say(f"what waits or runs in Slurm is not known: {error}")
+        return {}
+
+
+class _Look:
+    """One look at a sweep: its run files, Slurm's queue, what a local submit runs, and how runs ended that are not done."""
+
+    def __init__(self, sweep: Sweep, *, fresh: bool) -> None:
+        self._sweep = sweep
+        self._done = DoneRuns(sweep, fresh=fresh)
+        self._failures = failures.read(sweep.folder)
+        self._alive = lock.running(sweep.folder)
+        self._queue = arrays.in_queue(sweep) if fresh else _told_queue(sweep)
+        self._logs = tasklog.newest(sweep.folder)
+        ckpt = sweep.folder / "ckpt"
+        self._checkpoints = {path.parent.name for path in ckpt.glob("*/LATEST")} if ckpt.is_dir() else set()
+
+    def state(self, line: Line) -> State:
+        """Return where a run stands; what holds now is asked before what a failure or a log tells of the past."""
+        if line.run_id in self._done.runs:
+            return State(line, "done", "")
+        if line.run_id in self._alive:
+            return State(line, "running", "")
+        queued = self._queue.get(line.number)
+        if queued is not None:
+            return State(line, "queued" if queued.waits else "running", queued.why)
+        resumable = line.run_id in self._checkpoints
+        kind, reason = self._past(line)
+        if kind in (failures.DIVERGED, failures.FAILED):
+            return State(line, kind, reason + (" (a checkpoint exists)" if resumable else ""))
+        found = reason or self._done.reasons.get(line.run_id, "")
+        return State(line, "resumable" if resumable else "missing", found)
+
+    def _past(self, line: Line) -> tuple[str, str]:
+        """Return how the newest attempt of a run that is not done ended, and why: by its Slurm log or a local submit."""
+        log, failure = self._logs.get(line.number), self._failures.get(line.run_id)
+        ended = tasklog.end(log) if log is not None else None
+        if ended is not None and (failure is None or ended.at > failure.at):
+            if ended.state == "done":
+                return failures.FAILED, "its task saw it done, its run file is gone or has changed since"
+            return ended.state, ended.reason
+        return (failure.kind, failure.reason) if failure is not None else ("", "")
 
 
 def _job(base: Mapping[str, Any], settings: Arm, arm: Arm, source: str) -> tuple[Job, dict[str, Any]]:
     """Return the checked job of one combination, and the values laid over the job file by full key."""
+    from fedbench.run.build import resolve
+
     said = f"{source} with {grid.told(arm)}" if arm else source
     tree: dict[str, Any] = copy.deepcopy(dict(base))
     laid: dict[str, Any] = {}
@@ -163,6 +205,8 @@ def _job(base: Mapping[str, Any], settings: Arm, arm: Arm, source: str) -> tuple
 
 def _full(key: str, active: Any) -> str:
     """Return the key with `method.<setting>` led into the active method's table."""
+    from fedbench.run.build import METHODS
+
     head, _, rest = key.partition(".")
     inner = rest.partition(".")[0]
     if head != "method" or not rest or inner == "name" or inner in METHODS or not isinstance(active, str):

@@ -1,6 +1,7 @@
 """Benchmarks of messages: the same function on all ranks of a world, which is started here unless a launcher did.
 
-Rank 0's numbers are the result; the others have none.
+Rank 0's numbers are the result; the others have none. Ranks never have more threads than there are cores for: a device
+and its cloud are different machines, and would else wait for each other's.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ def main(module: str, asked: str, told: str) -> int:
 
 def _on_this_rank(module: str, options: Options) -> dict[str, Any] | None:
     transport = launch.enter(options.ranks)
-    account.use_threads(options.threads)
-    cpu.set_threads(options.threads)
+    threads = max(1, min(options.threads, (os.cpu_count() or 1) // options.ranks))
+    account.use_threads(threads)
+    cpu.set_threads(threads)
     found: list[dict[str, Any]] = []
 
     def body() -> int:
         result = importlib.import_module(f"fedbench.bench.{module}").measure(transport, options)
-        found.append({**result, "threads": options.threads, "cores": os.cpu_count()})
+        found.append({**result, "threads": threads, "cores": os.cpu_count()})
         return EXIT_OK
 
     code = launch.guard(transport, body, lambda: f"bench {module}")

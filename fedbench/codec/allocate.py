@@ -22,7 +22,10 @@ from fedbench.codec.coding import Codec
 LADDER: tuple[Codec, ...] = tuple(CODECS[name] for name in ("sign", "int2", "int4", "int8", "fp16", "raw"))
 
 #: Share of the compute that the pipeline may take longer: its first units arrive when there is nothing to compute yet.
-SLACK = 0.03
+SLACK = 0.015
+
+#: Share of the link's rate that is reckoned with; the rest is for what delays a unit, so that none is late for it.
+USED = 0.92
 
 #: What is left of a squared length of 1 by the rounding of fp16, whose cosine is 1 in every printed digit.
 _HALF = 2.0**-24
@@ -44,13 +47,15 @@ def allocate(units: Sequence[Unit], squares: np.ndarray, schedule: Schedule, bit
     """Return the codec that each unit travels in, given squared lengths (float64 [n]) and the link's rate in bit/s.
 
     A unit costs its whole frame, header included. Every unit begins at the least codec. Then the step up that saves
-    the most of the guide's squared length for each bit is taken, over and over, while all units still arrive in time;
-    that is reverse water-filling on the units' variances, b = mean + log2(var / geometric mean) / 2, cut to the
-    codecs there are. A link that is too slow even for the least codec leaves all units there.
+    the most of the guide's squared length for each bit is taken, over and over, while all units still arrive in time
+    at `USED` of the rate; that is reverse water-filling on the units' variances, b = mean + log2(var / geometric mean)
+    / 2, cut to the codecs there are. Where even the least codecs come late, the others may delay no unit further.
     """
     count = len(units)
     bits = np.array([[8.0 * frame.bound(unit, codec) for codec in LADDER] for unit in units])
-    room = bit_s * (schedule.reads_s + SLACK * schedule.total_s) - np.cumsum(bits[:, 0])
+    room = USED * bit_s * (schedule.reads_s + SLACK * schedule.total_s) - np.cumsum(bits[:, 0])
+    if count:
+        room -= min(0.0, room.min())  # a delay that the least codecs have as well is there for all
     level = np.zeros(count, np.int64)
     worth = [_worth(bits[k], float(squares[k]), 0, k) for k in range(count)]
     heapq.heapify(worth)

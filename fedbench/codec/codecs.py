@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedbench.codec.blocks import Blocks
-from fedbench.codec.coding import TILE_ENTRIES, Codec, Raw
+from fedbench.codec.coding import Codec, Raw
 from fedbench.codec.half import Half
 from fedbench.codec.topk import TopK
-
-__all__ = ["CODECS", "RAW", "TILE_ENTRIES", "Codec", "by_id"]
 
 RAW: Codec = Raw(0, "raw", 32.0, 1.0)
 

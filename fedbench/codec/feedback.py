@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedbench.base.arrays import Arrays, Unit
-from fedbench.codec.codecs import Codec
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import codec_of
 
 #: How the names of a coder's state begin that tell which rows of a table a unit held.

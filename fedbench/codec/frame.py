@@ -17,7 +17,8 @@ import xxhash
 
 from fedbench.base.arrays import Unit
 from fedbench.base.errors import NumericsError, WireError
-from fedbench.codec.codecs import RAW, Codec, by_id
+from fedbench.codec.codecs import RAW, by_id
+from fedbench.codec.coding import Codec
 
 MAGIC = 0x46445242
 VERSION = 2
@@ -40,7 +41,7 @@ _HEADER = np.dtype(
         ("raw_bytes", "<u8"),
         ("coded_bytes", "<u8"),
         ("compute_s", "<f4"),
-        ("reserved", "<u4"),
+        ("link_bit_s", "<f4"),
         ("flops", "<f8"),
         ("checksum", "<u8"),
     ]
@@ -59,12 +60,16 @@ class Place(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Telemetry in the header: it is shown to people and never enters an update."""
+    """Telemetry in the header: it is shown to people and never enters an update.
+
+    `link_bit_s` is the rate at which a plan came while its device waited for it; 0 where that could not be seen.
+    """
 
     loss: float = float("nan")
     compute_s: float = 0.0
     flops: float = 0.0
     again: bool = False
+    link_bit_s: float = 0.0
 
 
 NO_NOTE = Note()
@@ -133,6 +138,7 @@ def pack(
     header["round"], header["exchange"], header["device"], header["unit"] = place
     header["dtype"] = np.dtype(unit.dtype).str[1:].encode()
     header["loss"], header["compute_s"], header["flops"] = note.loss, note.compute_s, note.flops
+    header["link_bit_s"] = note.link_bit_s
     header["raw_bytes"], header["coded_bytes"] = own.raw_bytes, size
     frame[:HEADER_BYTES] = header.view(np.uint8)
     frame[_CHECKSUM_AT:HEADER_BYTES].view("<u8")[0] = _checksum(frame)
@@ -181,7 +187,8 @@ def unpack(
         payload = np.frombuffer(_expand(payload, coded, f"Frame of {unit.name} from {sender}"), np.uint8)
     elif payload.size != coded:
         raise refuse(f"coded size of {used.name}", payload.size, coded)
-    note = Note(float(header["loss"]), float(header["compute_s"]), float(header["flops"]), bool(flags & AGAIN))
+    loss, compute_s, flops, link_bit_s = (float(header[name]) for name in ("loss", "compute_s", "flops", "link_bit_s"))
+    note = Note(loss, compute_s, flops, bool(flags & AGAIN), link_bit_s)
     return _decode(payload, own, used, sender), note
 
 

@@ -6,6 +6,7 @@ a frame: it is checked where it is decoded.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -49,28 +50,54 @@ def bound(pieces: Sequence[Piece]) -> int:
     return frames if len(pieces) == 1 else frames + _SIZE.itemsize * len(pieces)
 
 
-class PassedOn:
-    """Messages that go on as soon as all of them are here; done when they have gone."""
+class Line:
+    """Messages that go on in the order in which they were announced, whichever is here first.
 
-    def __init__(
-        self, requests: Sequence[Request], send: Callable[[Sequence[int]], None], lock: AbstractContextManager[object]
-    ) -> None:
+    Between two ranks messages of one tag keep their order; whoever passes them on has to keep it too.
+    """
+
+    def __init__(self, lock: AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self._waiting: deque[PassedOn] = deque()
+
+    def add(self, requests: Sequence[Request], send: Callable[[Sequence[int]], None]) -> PassedOn:
+        """Return messages that go on together when all of them are here and all before them have gone."""
+        message = PassedOn(requests, send, self)
+        self._waiting.append(message)
+        return message
+
+    def advance(self) -> None:
+        """Pass on what may go."""
+        with self._lock:
+            while self._waiting and self._waiting[0].go():
+                self._waiting.popleft()
+
+
+class PassedOn:
+    """Messages that go on in their place of a line; done when they have gone."""
+
+    def __init__(self, requests: Sequence[Request], send: Callable[[Sequence[int]], None], line: Line) -> None:
         self.requests = requests
         self._send = send
-        self._lock = lock
+        self._line = line
         self._over = False
         self.received_bytes = 0
 
     def done(self) -> bool:
-        """Send once everything is here; return whether that has happened."""
+        """Let the line advance; return whether these have gone."""
         if not self._over:
-            with self._lock:
-                if not self._over and all(request.done() for request in self.requests):
-                    sizes = [request.received_bytes for request in self.requests]
-                    self.received_bytes = sizes[0]
-                    self._send(sizes)
-                    self._over = True
+            self._line.advance()
         return self._over
+
+    def go(self) -> bool:
+        """Send once everything is here; return whether that has happened."""
+        if not all(request.done() for request in self.requests):
+            return False
+        sizes = [request.received_bytes for request in self.requests]
+        self.received_bytes = sizes[0]
+        self._send(sizes)
+        self._over = True
+        return True
 
 
 def pack(frames: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:

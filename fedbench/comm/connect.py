@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fedbench.base.clock import Clock
-from fedbench.base.job import CommSection, LinkSection
+from fedbench.base.job import CommSection
 from fedbench.base.link import Link
 from fedbench.base.quantity import seconds
 from fedbench.comm.base import Transport
@@ -20,15 +18,14 @@ def connect(
     transport: Transport,
     clock: Clock,
     comm: CommSection,
-    link: LinkSection,
+    link: Link | None,
     seed: int,
-    link_of: Callable[[int], Link] | None = None,
 ) -> Topology:
-    """Return the topology of a run; `link_of` tells each device's link where they are not all that of `link`.
+    """Return the topology of a run; `link` is what each device's is paced as (None: not paced).
 
     A tree in a world that is too small for an edge is a star.
     """
-    pacer = Pacer(link_of or (lambda _: link.link), seed) if link.clock == "paced" else None
+    pacer = None if link is None else Pacer(lambda _: link, seed)
     progress = Progress(comm.progress, seconds(comm.poll_interval))
     edges = edge_count(comm.edges, transport.size) if comm.topology == "tree" else 0
     if edges == 0:

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.codec import frame
-from fedbench.codec.codecs import RAW, Codec
+from fedbench.codec.codecs import RAW
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.inbox import Inbox, Waiter
 from fedbench.comm.mail import Mail, Slot

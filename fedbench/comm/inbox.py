@@ -5,6 +5,7 @@ An inbox posts nothing and sends nothing; whoever made it gave it the buffers an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -14,9 +15,13 @@ from fedbench.base.arrays import Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import CODECS, Codec
+from fedbench.codec.codecs import CODECS
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import Note, Place
 from fedbench.comm.base import Request
+
+#: Seconds between two waits from which on they tell the link's rate: waits end up to 2 ms late.
+_SEEN_S = 0.05
 
 
 class Waiter(Protocol):
@@ -24,8 +29,8 @@ class Waiter(Protocol):
 
     clock: Clock
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
 
 
 class Inbox(Mapping[str, np.ndarray]):
@@ -54,6 +59,7 @@ class Inbox(Mapping[str, np.ndarray]):
         self._notes: dict[int, Note] = {}
         self._views: dict[str, np.ndarray] = {}
         self._latest: tuple[str, np.ndarray] | None = None
+        self._waited: list[tuple[int, float]] = []
 
     def put(self, index: int, buffer: np.ndarray, request: Request | None) -> None:
         """Add the buffer of the next unit and the request that fills it (None: it is filled)."""
@@ -107,6 +113,21 @@ class Inbox(Mapping[str, np.ndarray]):
         """The same unit by unit."""
         return tuple(self._arrived(index).size - frame.HEADER_BYTES for index in range(len(self._units)))
 
+    @property
+    def waited_bit_s(self) -> float:
+        """The rate at which units came from the first that was waited for to the last, in bit/s; 0 where it is unknown."""
+        if not self._waited:
+            return 0.0
+        (first, start), (last, end) = self._waited[0], self._waited[-1]
+        if last <= first or end - start < _SEEN_S:
+            return 0.0
+        return 8.0 * sum(self._arrived(index).size for index in range(first + 1, last + 1)) / (end - start)
+
+    def complete(self) -> None:
+        """Wait for all units, one after the other."""
+        for index in range(len(self._units)):
+            self._arrived(index)
+
     def coded(self) -> dict[str, np.ndarray]:
         """Return copies of all frames by name, uint8; waits for all units."""
         return {unit.name: self._arrived(index).copy() for index, unit in enumerate(self._units)}
@@ -117,9 +138,9 @@ class Inbox(Mapping[str, np.ndarray]):
             return buffer
         if not request.done():
             name = self._units[index].name
-            with self._waiter.clock.span("wait", f"{self._channel}/{name}"):
-                what = f"{name} of round {self._places[index].round} from {self.sender}"
-                self._waiter.wait([request], what)
+            what = f"{name} of round {self._places[index].round} from {self.sender}"
+            self._waiter.wait([request], what, f"{self._channel}/{name}")
+            self._waited.append((index, time.monotonic()))
         return buffer[: request.received_bytes]
 
 

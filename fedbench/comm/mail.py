@@ -54,6 +54,7 @@ class Mail:
         self.transport = transport
         self.clock = clock
         self.deadline_s = deadline_s
+        self.paced = pacer is not None
         self._pacer = pacer
         self._outbox = Outbox() if pacer is None else Outbox(pacer.now)
         self._progress = progress
@@ -95,7 +96,13 @@ class Mail:
         """Wait until what was sent from a slot is taken, so that its buffer may be written."""
         with self.lock:
             sent = self._sending.pop(slot, [])
-        self.wait(sent, "its own messages to be taken")
+        self.wait(sent, "its own messages to be taken", "own messages")
+
+    def release(self, channel: str) -> None:
+        """Give back the buffers of a channel whose messages are over."""
+        for slot in [slot for slot in self._buffers if channel in slot[1:2]]:
+            self.settle(slot)
+            del self._buffers[slot]
 
     def poll(self) -> float:
         """Start what is due and pass on what is here; return the seconds until something is due, 0 after a move.
@@ -120,15 +127,15 @@ class Mail:
                 self._next_drive = now + self._progress.interval_s
                 self.drive()
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
         me = self.transport.name_of(self.transport.rank)
-        self.wait_for(requests, lambda _: f"{me} still waits for {what}.")
+        self.wait_for(requests, lambda _: f"{me} still waits for {what}.", unit)
 
-    def wait_for(self, requests: Sequence[Request], missing: Missing, patience: float = 1.0) -> None:
-        """Wait for requests; past `patience` deadlines WireError says what is missing."""
+    def wait_for(self, requests: Sequence[Request], missing: Missing, unit: str, patience: float = 1.0) -> None:
+        """Wait for requests as a span of `unit`; past `patience` deadlines WireError says what is missing."""
         if not all([request.done() for request in requests]):
-            with self.clock.span("wait"):
+            with self.clock.span("wait", unit):
                 self.transport.wait(requests, patience * self.deadline_s, missing, self.poll)
 
     def agree(self, values: Sequence[int], what: str) -> list[int]:
@@ -140,7 +147,7 @@ class Mail:
         """Complete what is watched, what was sent, then what `left` knows; WireError if a message never met another."""
         with self.lock:  # a progress thread has some of a queue in its hands for moments
             watched = [request for queue in self._watched.values() for request in queue]
-        self.wait(watched, "messages to pass on")
+        self.wait(watched, "messages to pass on", "messages to pass on")
         for slot in list(self._sending):
             self.settle(slot)
         left()

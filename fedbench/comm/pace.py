@@ -70,9 +70,6 @@ class Outbox:
         self._count = 0
         self._latest: dict[tuple[int, int], float] = {}
 
-    def __len__(self) -> int:
-        return len(self._heap)
-
     def hold(self, due: float, peer: int, tag: int, start: Callable[[], Request]) -> Held:
         """Return a message that starts when it is due, and not before an earlier one to this peer with this tag."""
         due = self._latest[peer, tag] = max(due, self._latest.get((peer, tag), due))

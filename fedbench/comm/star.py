@@ -15,7 +15,8 @@ from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import RAW, Codec
+from fedbench.codec.codecs import RAW
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import NO_NOTE, Note, Place
 from fedbench.comm.base import Request, Transport
 from fedbench.comm.frames import DOWN, Frames
@@ -23,6 +24,9 @@ from fedbench.comm.inbox import Inbox
 from fedbench.comm.mail import AT_WAITS, Mail, Progress, Slot
 from fedbench.comm.pace import Pacer
 from fedbench.comm.topology import UnitsOf
+
+#: The devices that a rank hosts, on whose links a message goes to it.
+Links = Mapping[int, Sequence[int]]
 
 
 class Star:
@@ -101,17 +105,17 @@ class Star:
         codecs = codecs or [RAW] * len(units)
         places = [place._replace(device=-1, unit=index) for index in range(len(units))]
         inbox = Inbox(self, units, places, codecs, self._source, channel)
-        receiving = not self.is_cloud or 0 in self.peers
+        receiving, links = not self.is_cloud or 0 in self.peers, self._links(devices)
         if receiving:
             for index, unit in enumerate(units):
-                self._await_down(inbox, (channel, index), unit, codecs[index], devices)
+                self._await_down(inbox, (channel, index), unit, codecs[index], links)
         if self.is_cloud:
             if arrays is None:
                 raise WireError("The cloud has nothing to send where devices wait for it.")
             for index, unit in enumerate(units):
                 slot = ("out", channel, index)
                 packed = self._frames.pack(slot, arrays[unit.name], unit, places[index], note, codecs[index])
-                self._send_down(slot, packed, self._frames.tag(DOWN, index), devices)
+                self._send_down(slot, packed, self._frames.tag(DOWN, index), links)
                 if not receiving:
                     inbox.put(index, packed, None)
                 self._mail.drive_at_times()
@@ -140,7 +144,7 @@ class Star:
         self._frames.send(slot, self._parent, units, arrays, place._replace(device=device), note, (device,))
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
         self._wait_for_all(inboxes)
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
@@ -161,13 +165,19 @@ class Star:
         """Return the element-wise maximum of a few integers over all ranks."""
         return self._mail.agree(values, what)
 
+    def release(self, channel: str) -> None:
+        """Give back the memory of a channel, once its messages have come and gone on."""
+        for slot in [slot for slot in self._receiving if slot[0] == channel]:
+            self._settle(slot)
+        self._mail.release(channel)
+
     def poll(self) -> None:
         """Move messages from within a computation, if the policy says so and it is time."""
         self._mail.drive_at_times()
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
-        self._mail.wait(requests, what)
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
+        self._mail.wait(requests, what, unit)
 
     def finish(self) -> None:
         """Complete every send, and every receive that nobody here asked for; WireError if a message never met another."""
@@ -180,11 +190,9 @@ class Star:
             senders = list(dict.fromkeys(waiting[index][0].sender for index in left))
             return f"{self.transport.name_of(0)} still waits for {', '.join(senders)}."
 
-        self._mail.wait_for([request for _, request in waiting], missing, self._patience)
+        self._mail.wait_for([request for _, request in waiting], missing, "upload", self._patience)
 
-    def _await_down(
-        self, inbox: Inbox, place: tuple[str, int], unit: Unit, codec: Codec, devices: Sequence[int]
-    ) -> None:
+    def _await_down(self, inbox: Inbox, place: tuple[str, int], unit: Unit, codec: Codec, links: Links) -> None:
         """Post the receive of the next unit of an inbox, whose channel and number are its place.
 
         What was sent down last in its slot is waited for first: a rank whose devices sit a round out never read it.
@@ -194,18 +202,25 @@ class Star:
         self._settle(slot)
         self._mail.settle(("in", *slot))
         buffer = self._mail.buffer(("in", *slot), frame.bound(unit, codec))
-        request = self._relayed(self._mail.receive(buffer, self._parent, tag), slot, buffer, tag, devices)
+        request = self._relayed(self._mail.receive(buffer, self._parent, tag), slot, buffer, tag, links)
         self._receiving[slot] = request
         inbox.put(index, buffer, request)
 
-    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, links: Links) -> Request:
         """Return a receive from above as it is: nobody is below."""
         return request
 
-    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, devices: Sequence[int]) -> None:
+    def _links(self, devices: Sequence[int]) -> Links:
+        """Return which of some devices each child hosts; nothing where links are not paced and nobody asks."""
+        found: dict[int, list[int]] = {}
+        for device in devices if self._mail.paced else ():
+            found.setdefault(self.host_of(device), []).append(device)
+        return found
+
+    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, links: Links) -> None:
         """Send a frame to all children, to each on the links of its own devices."""
         for child in self._children:
-            self._mail.send(slot, packed, child, tag, [d for d in devices if self.host_of(d) == child])
+            self._mail.send(slot, packed, child, tag, links.get(child, ()))
 
     def _settle_all(self) -> None:
         for slot in list(self._receiving):
@@ -214,4 +229,4 @@ class Star:
     def _settle(self, slot: Slot) -> None:
         request = self._receiving.pop(slot, None)
         if request is not None:
-            self.wait([request], f"the last {slot[0]} from {self._source}")
+            self.wait([request], f"the last {slot[0]} from {self._source}", f"last {slot[0]}")

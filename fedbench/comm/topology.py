@@ -69,7 +69,7 @@ class Topology(Protocol):
         """Start sending a hosted device's units to the cloud; `expect` was called before on this rank."""
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
 
     def gather_from_ranks(self, units: Sequence[Unit], arrays: Arrays, place: Place, note: Note) -> dict[int, Inbox]:
         """Return on rank 0 what every other rank sends of itself (its rank stands as device), elsewhere nothing."""
@@ -77,11 +77,14 @@ class Topology(Protocol):
     def agree(self, values: Sequence[int], what: str) -> list[int]:
         """Return the element-wise maximum of a few integers over all ranks."""
 
+    def release(self, channel: str) -> None:
+        """Give back the memory of a channel that is not used again soon."""
+
     def poll(self) -> None:
         """Move messages from within a computation, without waiting; cheap enough for every tile."""
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
-        """Wait for requests; past the deadline WireError says who waits for `what`."""
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
+        """Wait for requests as a span of `unit`; past the deadline WireError says who waits for `what`."""
 
     def finish(self) -> None:
         """Complete every message; WireError if one never met another."""

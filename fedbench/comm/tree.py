@@ -17,12 +17,12 @@ from fedbench.codec.codecs import RAW
 from fedbench.codec.frame import Place
 from fedbench.comm import bundle
 from fedbench.comm.base import Request, Transport
-from fedbench.comm.bundle import PassedOn, Piece
+from fedbench.comm.bundle import Line, PassedOn, Piece
 from fedbench.comm.frames import UP
 from fedbench.comm.inbox import Inbox
 from fedbench.comm.mail import AT_WAITS, Progress, Slot
 from fedbench.comm.pace import Pacer
-from fedbench.comm.star import Star
+from fedbench.comm.star import Links, Star
 from fedbench.comm.topology import UnitsOf
 
 
@@ -55,6 +55,7 @@ class Tree(Star):
         self._is_edge = transport.rank in self._edges
         self._uploads: list[tuple[Sequence[Piece], PassedOn]] = []
         self._below_bytes = 0
+        self._down_line = Line(self._mail.lock)
 
     @property
     def peers(self) -> range:
@@ -90,8 +91,9 @@ class Tree(Star):
         pieces = [Piece(s, d, i, unit) for s, d in enumerate(devices) for i, unit in enumerate(units(d))]
         if self._is_edge:
             own = [piece for piece in pieces if self._edge_of(self.host_of(piece.device)) == self.transport.rank]
+            lines: dict[int, Line] = {}
             self._uploads = [
-                (group, self._collect(number, group))
+                (group, self._collect(number, group, lines))
                 for number, group in enumerate(bundle.groups(own, self._chunk_bytes))
             ]
             return {}
@@ -110,13 +112,13 @@ class Tree(Star):
         return inboxes
 
     def gather(self, inboxes: Mapping[int, Inbox]) -> None:
-        """Wait until every device's units have arrived; past the deadline WireError names all that are missing."""
+        """Wait, as a span of `upload`, until all devices' units are here; past the deadline WireError names who is missing."""
         super().gather(inboxes)
         self._below_bytes += sum(request.received_bytes for inbox in inboxes.values() for request in inbox.requests)
 
-    def wait(self, requests: Sequence[Request], what: str) -> None:
+    def wait(self, requests: Sequence[Request], what: str, unit: str = "") -> None:
         """Wait for requests; past the deadline WireError says who waits for `what`, and at an edge for which devices."""
-        self._mail.wait_for(requests, lambda _: f"{self._name()} still waits for {what}{self._late()}.")
+        self._mail.wait_for(requests, lambda _: f"{self._name()} still waits for {what}{self._late()}.", unit)
 
     def _edge_of(self, rank: int) -> int:
         return self._edges[(rank - self.peers.start) % len(self._edges)]
@@ -140,23 +142,25 @@ class Tree(Star):
         }
         return f", and for {', '.join(late)}" if late else ""
 
-    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, devices: Sequence[int]) -> None:
-        super()._send_down(slot, packed, tag, devices)
+    def _send_down(self, slot: Slot, packed: np.ndarray, tag: int, links: Links) -> None:
+        super()._send_down(slot, packed, tag, links)
         if self.is_cloud:
             self._below_bytes += packed.size * len(self.peers)
 
-    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, devices: Sequence[int]) -> Request:
+    def _relayed(self, request: Request, slot: Slot, buffer: np.ndarray, tag: int, links: Links) -> Request:
         """Return a receive from above that an edge passes on when it is here."""
         if not self._is_edge:
             return request
 
         def send(sizes: Sequence[int]) -> None:
-            self._send_down(("in", *slot), buffer[: sizes[0]], tag, devices)
+            self._send_down(("in", *slot), buffer[: sizes[0]], tag, links)
 
-        return self._mail.watch(f"down {slot[0]}", PassedOn([request], send, self._mail.lock))
+        passed = self._down_line.add([request], send)
+        self._mail.watch("down", passed)
+        return passed
 
-    def _collect(self, number: int, group: Sequence[Piece]) -> PassedOn:
-        """Return the receives of a group of frames, which go up as one when all are here."""
+    def _collect(self, number: int, group: Sequence[Piece], lines: dict[int, Line]) -> PassedOn:
+        """Return the receives of a group of frames, which go up as one when all are here, in the line of their tag."""
         buffers, requests = [], []
         for slot, device, index, unit in group:
             key = ("in up", slot, index)
@@ -174,7 +178,7 @@ class Tree(Star):
             packed = frames[0] if len(frames) == 1 else bundle.pack(frames, room)
             self._mail.send(out, packed, 0, tag)
 
-        upload = PassedOn(requests, send, self._mail.lock)
+        upload = lines.setdefault(tag, Line(self._mail.lock)).add(requests, send)
         self._mail.watch("up", upload)
         return upload
 

@@ -46,7 +46,7 @@ def memory(arms: Sequence[Arm], theme: Theme) -> Drawing:
 
 
 def time_split(arms: Sequence[Arm], theme: Theme) -> Drawing:
-    """Return one stacked bar per arm: mean seconds of a round by part, the first round left out as warm-up."""
+    """Return one stacked bar per arm: mean seconds of a trained round by part, the first one left out as warm-up."""
     title = "Where the time of a round goes"
     figure, (axes,) = canvas(theme, title, 1.4 + _BAR_IN * len(arms))
     means = np.array([_parts(arm) for arm in arms])
@@ -63,7 +63,9 @@ def time_split(arms: Sequence[Arm], theme: Theme) -> Drawing:
         _end_label(axes, left[row], row, text, theme)
     _arm_axis(axes, arms, theme, "s")
     legend(figure, names, theme, lines=False)
-    caption = "Mean time of a round by part, first round left out; the figure at the end is the round's wall time."
+    caption = (
+        "Mean time of a computed round by part, the first left out; the figure at the end is the round's wall time."
+    )
     if np.any(left > _TOLERANCE * total):
         caption += " Where the bar is longer than that, parts on different ranks ran at the same time."
     torn = [a.label for a in arms if max(run.summary.unaccounted_fraction for run in a.runs) > OUTSIDE_LIMIT]
@@ -78,10 +80,12 @@ def time_split(arms: Sequence[Arm], theme: Theme) -> Drawing:
 
 def _parts(arm: Arm) -> list[float]:
     """Return mean seconds of each part and of the whole round over seeds; 0 where a part is not known."""
+    trained = [np.flatnonzero(run.rounds["trained"] == 1) for run in arm.runs]
+    counted = [rounds[1:] if len(rounds) > 1 else rounds for rounds in trained]
     means = []
     for column in (*(f"{part}_s" for part in PARTS), "round_s"):
-        rows = [run.rounds[column][2:] if len(run.rounds[column]) > 2 else run.rounds[column][1:] for run in arm.runs]
-        means.append(float(np.mean([np.mean(np.nan_to_num(row)) for row in rows])))
+        values = [np.nan_to_num(run.rounds[column][rounds]) for run, rounds in zip(arm.runs, counted, strict=True)]
+        means.append(float(np.mean([np.mean(value) if value.size else 0.0 for value in values])))
     return means
 
 

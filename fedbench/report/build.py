@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedbench.base import fsio
 from fedbench.base.errors import ResultError
-from fedbench.base.records import ROUND_COLUMNS, Run
+from fedbench.base.records import ROUND_COLUMNS
 from fedbench.report import (
     bars,
     canvas,
@@ -26,10 +26,8 @@ from fedbench.report import (
 )
 from fedbench.report.arms import Arm, cumulative, group, rounds_done
 from fedbench.report.looks import DARK, LIGHT, Theme
-from fedbench.results import reader
+from fedbench.results import folder
 
-_COLLECTED = "all.h5"
-_BAD_FOLDER = "bad"
 _TOTALS = ("device_flops", "uplink_bytes", "round_s")
 _TITLE = "Federated fine-tuning, measured"
 
@@ -42,7 +40,7 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     A folder stands for all run files below it, those in `bad` apart; one that can't be read
     there is named in the report and left out. A file named here must be readable (ResultError).
     """
-    runs, skipped = load(paths)
+    runs, skipped = folder.load(paths)
     if not runs:
         told = f" Left out: {' '.join(skipped)}" if skipped else ""
         raise ResultError(
@@ -77,30 +75,6 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     for name, content in files.items():
         fsio.replace_whole(out / name, functools.partial(_put, content=content))
     return [out / name for name in files]
-
-
-def load(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs of files and folders, and one sentence per file of a folder that can't be read.
-
-    What a sweep has collected in one file adds the runs that have no file of their own here.
-    """
-    runs: list[Run] = []
-    collected: list[Run] = []
-    skipped: list[str] = []
-    for path in paths:
-        if not path.is_dir():
-            (collected if path.name == _COLLECTED else runs).extend(reader.read_all(path))
-            continue
-        for file in sorted(path.rglob("*.h5")):
-            if _BAD_FOLDER in file.relative_to(path).parts:
-                continue
-            try:
-                (collected if file.name == _COLLECTED else runs).extend(reader.read_all(file))
-            except ResultError as error:
-                skipped.append(str(error))
-    known = {run.summary.run_id for run in runs}
-    added = {run.summary.run_id: run for run in collected if run.summary.run_id not in known}
-    return [*runs, *added.values()], skipped
 
 
 def rounds_csv(arms: Sequence[Arm]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.base.clock import ROUND
 from fedbench.base.errors import ResultError
 from fedbench.base.lanes import Lane, lanes
 from fedbench.base.records import Run
@@ -19,7 +20,6 @@ from fedbench.report.parts import part_of
 
 #: Thread number of a rank's spans; the format wants one.
 _LANE = 1
-_ROUND = "round"
 
 Event = dict[str, Any]
 
@@ -69,8 +69,8 @@ def _spans(lane: Lane, begin_s: float) -> Iterator[Event]:
     base = {"ph": "X", "pid": lane.rank, "tid": _LANE}
     start, end = np.rint((begin_s + np.stack([lane.start_s, lane.end_s])) * 1e9)
     first, last = round(begin_s * 1e9), round((begin_s + lane.round_s) * 1e9)
-    name = f"{_ROUND} {lane.round}"
-    yield base | {"name": name, "cat": _ROUND, "ts": first / 1e3, "dur": (last - first) / 1e3, "args": {}}
+    name = f"{ROUND} {lane.round}"
+    yield base | {"name": name, "cat": ROUND, "ts": first / 1e3, "dur": (last - first) / 1e3, "args": {}}
     for i in range(len(start)):
         kind, unit = str(lane.kind[i]), str(lane.unit[i])
         low, high = max(first, int(start[i])), min(last, int(end[i]))

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +52,13 @@ def read(path: Path, deadline_s: float = DEADLINE_S) -> Run:
     return runs[0]
 
 
-def read_all(path: Path, deadline_s: float = DEADLINE_S) -> list[Run]:
-    """Return the runs at `path`, be it a run file or what `results/collect.py` wrote; errors as those of `read`."""
+def read_all(path: Path, deadline_s: float = DEADLINE_S, without: Collection[str] = ()) -> list[Run]:
+    """Return the runs at `path`, be it a run file or what `results/collect.py` wrote; errors as those of `read`.
+
+    Of a collection those whose run_id is in `without` are not read.
+    """
     _judge(path, deadline_s, explain=True)
-    return _read(path)
+    return _read(path, without)
 
 
 def inspect(path: Path, run_id: str, deadline_s: float = DEADLINE_S) -> Verdict:
@@ -120,6 +124,8 @@ class _NotReady(ResultError):
 def _judge(path: Path, deadline_s: float, *, explain: bool) -> None:
     """Raise ResultError unless HDF5 can be let near `path`."""
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for ever
+            raise ResultError(f"{path}: not a regular file.")
         state = seal.check(path)
     except FileNotFoundError:
         raise ResultError(f"{path}: no such run file.") from None
@@ -160,7 +166,10 @@ def _opened(path: Path) -> h5py.File:
         if found is None:
             raise ResultError(f"{path}: has no schema_version; not a run file.")
         if int(found) != SCHEMA_VERSION:
-            raise _NotReady(f"{path}: found schema version {found}; needed: {SCHEMA_VERSION}.")
+            raise _NotReady(
+                f"{path}: found schema version {found}; needed: {SCHEMA_VERSION}. Another version of fedbench wrote it: run "
+                "the job again, or read the file with that version."
+            )
         if not bool(file.attrs.get("complete", False)):
             raise _NotReady(f"{path}: incomplete; its run did not end.")
     except BaseException:
@@ -169,10 +178,11 @@ def _opened(path: Path) -> h5py.File:
     return file
 
 
-def _read(path: Path) -> list[Run]:
+def _read(path: Path, without: Collection[str] = ()) -> list[Run]:
     try:
         with _opened(path) as file:
-            places = list(file[COLLECTED].values()) if COLLECTED in file else [file]
+            many = file.get(COLLECTED)
+            places = [file] if many is None else [many[run_id] for run_id in many if run_id not in without]
             return [_run(place, path.stat().st_size) for place in places]
     except _NotReady:
         raise

@@ -75,6 +75,7 @@ SUMMARY: dict[str, Figure] = {
         "1", "part of the shorter of a plan's transfer and the compute that ran behind the other, 0..1"
     ),
     "unaccounted_fraction": Figure("1", "part of the rounds' time that no span covers, on the rank with the most"),
+    "repeatable": Figure("", "the job alone gave the numbers; false where codecs were chosen from measured times"),
     "weights_sha256": Figure("", "hash of the final weights"),
     "trajectory_sha256": Figure("", "hash of the losses and weights of all rounds, times apart"),
 }

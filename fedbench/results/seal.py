@@ -37,6 +37,11 @@ def put(path: Path) -> None:
         handle.write(block)
 
 
+def sealed(image: bytes) -> bytes:
+    """Return a whole file: the user block with the seal, and what HDF5 wrote behind it."""
+    return _block(hashlib.sha256(image).hexdigest()) + image
+
+
 def check(path: Path) -> Seal:
     """Return the state of a file from its bytes alone; OSError where it can't be read."""
     with path.open("rb") as handle:

@@ -1,12 +1,11 @@
 """Writes one run as one HDF5 file, whole or not at all; it never opens a finished file again.
 
-Same content gives the same bytes: default format, no time stamps, fixed order.
-Arrays carry fletcher32 sums, the file as a whole the seal of `results/seal.py`.
+Same content gives the same bytes: default format, no time stamps, fixed order. Arrays carry fletcher32 sums, the file
+as a whole the seal of `results/seal.py`. HDF5 makes the file in memory: on a full disk it would fail once an object.
 """
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,12 @@ def write(path: Path, run: Run) -> None:
         raise ResultError(f"{path}: {error}") from None
     except (TypeError, ValueError) as error:
         raise ResultError(f"{path}: config or provenance can't be stored as JSON: {error}.") from None
-    fsio.replace_whole(path, functools.partial(_fill, run=run, tables=tables, texts=texts))
+    fsio.write_bytes(path, seal.sealed(_image(run, tables, texts)))
 
 
-def _fill(path: Path, *, run: Run, tables: dict[str, dict[str, np.ndarray]], texts: dict[str, str]) -> None:
-    with h5py.File(path, "x", userblock_size=seal.BLOCK_BYTES, locking="best-effort") as file:
+def _image(run: Run, tables: dict[str, dict[str, np.ndarray]], texts: dict[str, str]) -> bytes:
+    """Return the bytes of the file behind its user block."""
+    with h5py.File("run", "x", driver="core", backing_store=False, userblock_size=seal.BLOCK_BYTES) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["run_id"] = run.summary.run_id
         file.attrs["stop_reason"] = run.summary.stop_reason
@@ -48,7 +48,8 @@ def _fill(path: Path, *, run: Run, tables: dict[str, dict[str, np.ndarray]], tex
             _write_table(file.create_group(group), group, columns)
         _write_summary(file.create_group("summary"), run)
         file.attrs["complete"] = run.summary.complete
-    seal.put(path)
+        file.flush()
+        return file.id.get_file_image()
 
 
 def _write_table(group: h5py.Group, name: str, columns: dict[str, np.ndarray]) -> None:

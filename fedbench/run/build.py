@@ -37,7 +37,8 @@ from fedbench.base import account, config, identity
 from fedbench.base.errors import ConfigError, nearest
 from fedbench.base.job import Config
 from fedbench.base.rng import generator
-from fedbench.codec.codecs import CODECS, Codec
+from fedbench.codec.codecs import CODECS
+from fedbench.codec.coding import Codec
 from fedbench.comm.inbox import Kept
 from fedbench.data.partition import sampled_devices
 from fedbench.data.private import PrivateRows, private_rows

@@ -1,7 +1,7 @@
 """Checkpoints: two generations of weights (safetensors) and everything else (JSON), the newest named in LATEST.
 
-Rank 0 writes and reads them. A generation is named only after it is safely on disk, a
-damaged one falls back to the other with a warning, and one of another job is refused.
+Rank 0 writes and reads them. A generation is named only after it is safely on disk, a damaged one falls back to the
+other with a warning, and one of another job is refused. What was last written or read whole is never written over.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from fedbench.base import fsio
 from fedbench.base.errors import ResultError
 
 _GENERATIONS = ("a", "b")
-_ENDINGS = ("safetensors", "json")
-_FORMAT = 1
+_FILES = ("LATEST", *(f"{name}.{ending}" for name in _GENERATIONS for ending in ("safetensors", "json")))
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,12 @@ class Store:
         self._folder = folder
         self._config = config_sha256
         self._warn = warn
+        self._sound: str | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write the older generation anew and name it."""
-        name = _GENERATIONS[1] if self._latest() == _GENERATIONS[0] else _GENERATIONS[0]
+        """Write the older generation, or a damaged one, anew and name it."""
+        name = _GENERATIONS[1] if (self._sound or self._latest()) == _GENERATIONS[0] else _GENERATIONS[0]
+        self._sweep_up()
         blob = save({key: np.ascontiguousarray(array) for key, array in checkpoint.arrays.items()})
         head = {
             "format": _FORMAT,
@@ -54,6 +56,7 @@ class Store:
         fsio.write_bytes(self._folder / f"{name}.safetensors", blob)
         fsio.write_text(self._folder / f"{name}.json", json.dumps({"head_sha256": _digest(head), "head": head}))
         fsio.write_text(self._folder / "LATEST", name)
+        self._sound = name
 
     def newest(self) -> Checkpoint | None:
         """Return the newest sound generation, or None where there is none; another job's is a ResultError."""
@@ -62,17 +65,26 @@ class Store:
             if not (self._folder / f"{name}.json").exists():
                 continue
             try:
-                return self._read(name)
+                found = self._read(name)
+                self._sound = name
+                return found
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 self._warn(f"{self._folder}: checkpoint {name} is damaged ({error}); falling back to the other one.")
         return None
 
     def clear(self) -> None:
         """Remove the checkpoints of a run that is done."""
-        for path in (self._folder / "LATEST", *(self._folder / f"{g}.{e}" for g in _GENERATIONS for e in _ENDINGS)):
-            path.unlink(missing_ok=True)
+        for name in _FILES:
+            (self._folder / name).unlink(missing_ok=True)
+        self._sweep_up()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+    def _sweep_up(self) -> None:
+        """Remove the halves that a killed writer left."""
+        for name in _FILES:
+            for path in fsio.leftovers(self._folder / name):
+                path.unlink(missing_ok=True)
 
     def _latest(self) -> str | None:
         path = self._folder / "LATEST"

@@ -27,15 +27,17 @@ def run(args: argparse.Namespace) -> int:
     memory = Memory()
     transport = launch.enter(launched)
     execution = Execution(transport, memory)
-    return launch.guard(transport, lambda: execution(lambda size: _job(args, size), _options(args)), execution.where)
+    code = launch.guard(transport, lambda: execution(lambda size: _job(args, size), _options(args)), execution.where)
+    return launch.code_for_launcher(code)
 
 
 def _alone(args: argparse.Namespace) -> int:
-    """Run in this process, or start and supervise `mpirun` when more than one rank is asked for."""
-    job = _job(args, args.ranks)
-    options, ranks = _options(args), job.config.run.ranks
+    """Run in this process, or start and supervise a launcher when more than one rank is asked for."""
+    options, job = planned(args)
+    ranks = job.config.run.ranks
+    launcher, threads = job.config.run.launcher, job.config.run.threads
     if ranks > 1:
-        supervise.mpirun()
+        supervise.start_words(launcher, ranks, threads)
     if args.dry_run:
         construct(job)
         print(f"{options.run_file(job)}  ({ranks} rank(s), {job.config.run.rounds} rounds)", file=sys.stderr)
@@ -49,8 +51,13 @@ def _alone(args: argparse.Namespace) -> int:
         return launch.guard(transport, lambda: execution(lambda _: job, options), execution.where)
     construct(job.on_host())
     return supervise.supervise(
-        _arguments(args, ranks), ranks, job.config.run.threads, lambda: already_done(job, _unforced(options))
+        _arguments(args, ranks), ranks, threads, lambda: already_done(job, _unforced(options)), launcher
     )
+
+
+def planned(args: argparse.Namespace) -> tuple[Options, Job]:
+    """Return what the words of `run` mean, started alone."""
+    return _options(args), _job(args, args.ranks)
 
 
 def _job(args: argparse.Namespace, ranks: int | None) -> Job:

@@ -27,6 +27,7 @@ from fedbench.comm.mail import refuse_missing_threads
 from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
 from fedbench.run import finish, kept, launch, spans
+from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built, Job, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.callbacks.metrics import Metrics
@@ -102,8 +103,8 @@ class Execution:
             return built
         job = built.job
         config = job.config
-        link = link_of(config)
-        star = connect(self._transport, self._clock, config.comm, config.link, config.run.seed, lambda _: link)
+        link = link_of(config) if config.link.clock == "paced" else None
+        star = connect(self._transport, self._clock, config.comm, link, config.run.seed)
         done = already_done(job, options) if star.is_cloud else False
         if star.agree([int(done)], "say whether the run is done")[0]:
             return self._announce(options.run_file(job))
@@ -117,6 +118,7 @@ class Execution:
             job = make_job(transport.size)
             refuse_missing_threads(transport, job.config.comm.progress)
             built = construct(job)
+            chooser_of(built)  # a run to replay that can't be read is found here
             every = sum(p.nbytes for p in built.cut.parameters())
             self._memory.weights(built.cut.residency.bytes_held() or every)
             self._memory.enter("train")
@@ -216,6 +218,8 @@ class Execution:
             tensor.assign(inbox[tensor.name])
         if star.transport.size > 1:
             self._share_state(runner, Place(next_round, 0, -1, 0))
+        for channel in ("resume", "state table", "state"):  # all weights once more, which no round needs
+            star.release(channel)
 
     def _share_state(self, runner: Runner, place: Place) -> None:
         """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""

@@ -71,19 +71,12 @@ def assemble(
         name: np.array([row.get(name, _missing(column)) for row in rows], np.dtype(column.dtype))
         for name, column in records.ROUND_COLUMNS.items()
     }
-    sampled = len(metrics.device_rows[0]["device"])
-    devices = {
-        name: np.array([row[name] for row in metrics.device_rows], np.dtype(column.dtype)).reshape(
-            len(metrics.device_rows), sampled
-        )
-        for name, column in records.DEVICE_COLUMNS.items()
-    }
     return records.Run(
         config=dict(runner.built.job.tree),
         provenance=dict(provenance),
         summary=_summary(runner, metrics, ranks, stop_reason, rounds),
         rounds=rounds,
-        devices=devices,
+        devices=metrics.device_columns(),
         memory=memory_columns(ranks.memory, apart=ranks.apart),
         memory_rounds=ranks.memory_rounds,
         spans=ranks.spans,
@@ -131,7 +124,7 @@ def _summary(
         cloud_flops=float(np.nansum(rounds["cloud_flops"])),
         replay_ops=float(np.nansum(rounds["replay_ops"])),
         uplink_bytes=up,
-        downlink_bytes=int(rounds["downlink_bytes"].sum()) + metrics.traffic.closing(),
+        downlink_bytes=int(rounds["downlink_bytes"].sum()) + runner.traffic.closing(),
         uplink_bytes_per_device_round=up / int(played.sum()),
         wire_bytes=int(rounds["wire_bytes"].sum()),
         peak_device_bytes=device_peak(ranks.memory, star.peers),
@@ -141,6 +134,7 @@ def _summary(
             ranks.spans, dict(zip(rounds["round"].tolist(), rounds["plan_s"].tolist(), strict=True)), star.peers
         ),
         unaccounted_fraction=ranks.unaccounted,
+        repeatable=(job.config.comm.codec, job.config.comm.adapt) != ("adaptive", "measured"),
         weights_sha256=weights,
         trajectory_sha256=runner.trajectory.digest.hex(),
     )

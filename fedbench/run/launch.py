@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from fedbench.base.errors import EXIT_FAILURE, FedbenchError, WireError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, FedbenchError, WireError
 from fedbench.comm.base import Transport
 from fedbench.comm.loopback import Loopback
 
@@ -27,6 +27,12 @@ _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 #: Where ranks leave their process ids for the supervisor.
 PIDS_VARIABLE = "FEDBENCH_PIDS"
+
+#: The file by which the first rank tells a supervisor of srun that all ranks agreed to stop.
+STOP_NOTE_VARIABLE = "FEDBENCH_STOP_NOTE"
+
+#: Names the signal that asks ranks to stop, where a library on the site has taken USR2 for itself.
+RANK_SIGNAL_VARIABLE = "FEDBENCH_SLURM_RANK_SIGNAL"
 
 #: Signals that ask for an agreed stop, in any rank and (beside them) in a run of one process.
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -74,7 +80,7 @@ def enter(expected: int | None) -> Transport:
     launched = launched_size()
     if launched is None:
         return Loopback()
-    keep_early_stops(signal.SIGUSR2)
+    keep_early_stops(rank_signal())
     _leave_pid()
     os.environ.setdefault(*_NO_CRASH_HANDLER)
     faulthandler.enable()
@@ -108,6 +114,36 @@ def keep_early_stops(*numbers: signal.Signals) -> None:
         signal.signal(number, lambda number, frame: _early_stops.append(number))
 
 
+def rank_signal() -> signal.Signals:
+    """Return what asks a rank to stop: USR2, or TERM where the site says so because a library has taken USR2."""
+    named = os.environ.get(RANK_SIGNAL_VARIABLE, "") or "USR2"
+    found = {number.name.removeprefix("SIG"): number for number in STOP_SIGNALS}.get(named)
+    if found is None:
+        raise ConfigError(f"{RANK_SIGNAL_VARIABLE}: found {named!r}; allowed: USR2 or TERM.")
+    return found
+
+
+def early_stop() -> bool:
+    """Return whether a request to stop came before anyone listened, and forget it."""
+    found = bool(_early_stops)
+    _early_stops.clear()
+    return found
+
+
+def code_for_launcher(code: int) -> int:
+    """Return the status that this rank leaves with, where `code` is what all ranks agreed on.
+
+    srun ends the others at the first status that is not 0 (it must, or they would wait for a dead rank for ever), so
+    under a supervisor of srun an agreed stop leaves a note and the status 0.
+    """
+    note = os.environ.get(STOP_NOTE_VARIABLE)
+    if code != EXIT_STOPPED or not note:
+        return code
+    if launched_rank() == 0:
+        _touch(note)
+    return EXIT_OK
+
+
 def library(transport: Transport) -> str:
     """Return the MPI library's own words, or 'none' in one process."""
     if isinstance(transport, Loopback):
@@ -127,8 +163,7 @@ class StopFlag:
         """Take the stop signals from now on, and one that this rank got while it was starting."""
         for number in (*STOP_SIGNALS, *extra):
             signal.signal(number, self._on_signal)
-        self._set |= bool(_early_stops)
-        _early_stops.clear()
+        self._set |= early_stop()
 
     def __call__(self) -> bool:
         return self._set
@@ -203,5 +238,9 @@ def _library(mpi: Any) -> str:
 def _leave_pid() -> None:
     folder = os.environ.get(PIDS_VARIABLE)
     if folder and os.path.isdir(folder):
-        with open(os.path.join(folder, str(os.getpid())), "w", encoding="ascii"):
-            return
+        _touch(os.path.join(folder, str(os.getpid())))
+
+
+def _touch(path: str) -> None:
+    with open(path, "w", encoding="ascii"):
+        return

@@ -112,7 +112,12 @@ class Evaluating:
         self._memory.enter("train")
 
     def played(self, outcome: Outcome) -> bool:
-        """Evaluate after a round; return whether the target is reached and the job stops there."""
+        """Evaluate after a round, if it is time; return whether the target is reached and the job stops there.
+
+        The memory of other rounds is that of training: each look sets the system's mark back, which walks all pages.
+        """
+        if not self._metrics.evaluates(outcome.number):
+            return self._metrics.played(outcome)
         self._memory.enter("evaluate")
         reached = self._metrics.played(outcome)
         self._memory.enter("train")

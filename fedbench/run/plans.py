@@ -5,7 +5,7 @@ It knows no round: the runner says when a plan is due, and what an exchange took
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from fedbench.comm.inbox import Inbox
 from fedbench.comm.topology import Topology
 from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built
+from fedbench.run.course import Courses
 from fedbench.run.outcome import Outcome, Sent, Trajectory
 
 
@@ -41,7 +42,8 @@ class Plans:
         self._star = star
         self._clock = clock
         self._trajectory = trajectory
-        self._chooser = chooser_of(built)
+        self.chooser = chooser_of(built)
+        self._courses = Courses(built)
         self.coder = PlanCoder(built.job.codec, feedback=built.job.config.comm.error_feedback, poll=star.poll)
         self._keeps = built.job.config.comm.guide_reuse == "keep"
         self._last: _Last | None = None
@@ -74,7 +76,10 @@ class Plans:
         if feeds_back:
             with self._clock.span("cloud", "feedback"):
                 self.coder.settle(inbox)
-        self._last, self._shares = _Last(units, made, codecs), tuple(self._shared(at, units))
+        course = self._courses.of(at, units)
+        total = course.before + course.behind.sum()
+        self._last = _Last(units, made, codecs)
+        self._shares = (course.before / total, *(course.behind / total).tolist())
         return Sent(tuple(ahead), inbox, flops, shares=self._shares)
 
     def again(self, at: Round, plan: Arrays, place: Place, outcome: Outcome) -> Arrays:
@@ -94,13 +99,10 @@ class Plans:
         with self._clock.span("send", "plan"):
             return self._star.down("plan", last.units, last.made, place, devices=at.devices, codecs=last.codecs)
 
-    def observe(self, sent: Sent, uploads: Mapping[int, Inbox], exchange_s: float) -> None:
-        """Let an adaptive choice learn how long an exchange with a plan took, where it rests on that."""
-        if self._chooser is not None and sent.units is not None:
-            notes = [inbox.note for inbox in uploads.values()]
-            self._chooser.rates.observe(
-                sent.units.coded_bytes, exchange_s, [note.compute_s for note in notes], [note.flops for note in notes]
-            )
+    def observe(self, sent: Sent, uploads: Mapping[int, Inbox]) -> None:
+        """Let an adaptive choice learn from an exchange with a plan, where it rests on that."""
+        if self.chooser is not None and sent.units is not None:
+            self.chooser.observe([inbox.note for inbox in uploads.values()])
 
     def _codecs(
         self,
@@ -112,12 +114,12 @@ class Plans:
         ahead: list[Inbox],
     ) -> Sequence[Codec]:
         """Return the codec of each unit of a plan; chosen ones are told to all ranks first, and join the trajectory."""
-        if self._chooser is None or not any(unit.lossy for unit in units):
+        if self.chooser is None or not any(unit.lossy for unit in units):
             return self.coder.codecs(units)
         choice = None
         if made is not None:
             with self._clock.span("cloud", "choose"):
-                chosen = self._chooser.choose(at, units, made, self._star.poll)
+                chosen = self.chooser.choose(at, units, made, self._star.poll)
             choice = {"codecs": np.array([codec.id for codec in chosen], np.uint8)}
             outcome.bits += [(unit.name, codec.bits) for unit, codec in zip(units, chosen, strict=True)]
             self._trajectory.join(b"codecs", choice["codecs"].data)
@@ -129,28 +131,3 @@ class Plans:
                 f"The cloud chose codecs of numbers {sorted(set(told['codecs'].tolist()))}; some are unknown."
             )
         return [codec for codec in codecs if codec is not None]
-
-    def _shared(self, at: Round, units: Sequence[Unit]) -> Iterator[float]:
-        """Yield the share of a device's compute before it reads the plan, and then behind each unit.
-
-        A stage's FLOPs are those behind its own units, by their entries; those of a stage without units go to the next
-        one that has some, or to the last unit.
-        """
-        algorithm, cut = self._built.algorithm, self._built.cut
-        shape = (
-            self._built.job.config.federation.batch_size,
-            max(1, round(float(self._built.splits.public.lengths.mean()))),
-        )
-        before = algorithm.flops_before_plan(*shape)
-        stages, entries = np.array(algorithm.plan_stages(at)), np.array([unit.entries for unit in units], np.float64)
-        behind, carried = np.zeros(len(units)), 0.0
-        for stage in range(cut.stages):
-            carried += algorithm.sides * cut.stage_flops(stage, *shape)
-            own = stages == stage
-            if own.any():
-                behind[own] = carried * entries[own] / entries[own].sum()
-                carried = 0.0
-        behind[-1] += carried
-        total = before + behind.sum()
-        yield before / total
-        yield from (behind / total).tolist()

@@ -23,9 +23,9 @@ from fedbench.comm.inbox import Inbox
 from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Trainable
 from fedbench.run.build import Built
-from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.outcome import Outcome, Sent, Trajectory
 from fedbench.run.plans import Plans
+from fedbench.run.traffic import Traffic
 from fedbench.run.virtual import Virtual
 
 
@@ -141,19 +141,18 @@ class Runner:
         """Play one exchange; return whether another follows, and the plan in force."""
         algorithm, star, clock = self.built.algorithm, self.star, self.clock
         place = Place(at.number, at.exchange, -1, 0)
-        start = time.perf_counter()
         sent = self.plans.send(at, place, outcome)
         plan = plan if sent.units is None else sent.units
         inboxes = star.expect(at.devices, partial(algorithm.upload_units, at), place)
         if not star.is_cloud or star.transport.size == 1:
-            self._compute(at, plan, place)
+            self._compute(at, plan, place, sent.units)
         if star.is_cloud:
             with clock.span("cloud", "ahead"):
                 algorithm.ahead(at)
             sent = sent._replace(ahead_flops=self.built.lab.meter.take())
         came = self._came(at, inboxes, sent, outcome)
         if star.is_cloud:
-            self.plans.observe(sent, inboxes, time.perf_counter() - start)
+            self.plans.observe(sent, inboxes)
         if algorithm.uses_devices and not came.devices:
             algorithm.skip(came, plan)
             outcome.whole = False
@@ -190,8 +189,7 @@ class Runner:
         star, virtual = self.star, self.virtual
         in_time = np.ones(len(at.devices), np.uint8)
         if star.is_cloud:
-            with self.clock.span("wait", "upload"):
-                star.gather(inboxes)
+            star.gather(inboxes)
             with self.clock.span("account"):
                 counted = outcome.count(inboxes, sent)
                 if virtual is not None:
@@ -223,9 +221,14 @@ class Runner:
         if self.virtual is not None:
             self.virtual.end(outcome, self.built.algorithm)
 
-    def _compute(self, at: Round, plan: Arrays, place: Place) -> None:
-        """Let the devices that this rank hosts compute, and send each result while the next one computes."""
+    def _compute(self, at: Round, plan: Arrays, place: Place, sent: Inbox | None) -> None:
+        """Let the devices that this rank hosts compute, and send each result while the next one computes.
+
+        They compute on a plan while it is arriving, unless the job says that all of it must be there first.
+        """
         meter = self.built.lab.meter
+        if sent is not None and not self.built.job.config.comm.overlap:
+            sent.complete()
         for device in at.devices:
             if self.star.host_of(device) != self.star.transport.rank:
                 continue
@@ -233,7 +236,8 @@ class Runner:
             with self.clock.span("compute", f"device {device}"):
                 upload = self.built.algorithm.local(at, device, plan)
             waited = self.clock.seconds("wait") - waited
-            note = Note(upload.loss, time.perf_counter() - start - waited, meter.take())
+            link_bit_s = 0.0 if sent is None else sent.waited_bit_s
+            note = Note(upload.loss, time.perf_counter() - start - waited, meter.take(), link_bit_s=link_bit_s)
             units = self.built.algorithm.upload_units(at, device)
             with self.clock.span("send", "upload"):
                 self.star.report(at.devices, device, units, upload.arrays, place, note)

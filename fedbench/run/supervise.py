@@ -1,4 +1,4 @@
-"""`fedbench run -n`: starts `mpirun` on the same command and answers for what becomes of it.
+"""`fedbench run -n`: starts `mpirun` or `srun` on the same command and answers for what becomes of it.
 
 The launcher's status is never trusted alone: the run is done when its file is complete.
 """
@@ -6,6 +6,7 @@ The launcher's status is never trusted alone: the run is done when its file is c
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from types import FrameType
 from typing import IO
 
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.run.launch import PIDS_VARIABLE, SAID, say
+from fedbench.run import launch
+from fedbench.run.launch import PIDS_VARIABLE, SAID, STOP_NOTE_VARIABLE, say
 
 #: What Open MPI's wheel wants from root on a small machine; other launchers ignore them.
 LAUNCHER_ENVIRONMENT = {
@@ -26,9 +28,15 @@ LAUNCHER_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+#: Signals by which people and batch systems end a program.
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
 _GRACE_S = 2.0
 _ASK_EVERY_S = 0.1
 _RULE = "-----------------"
+
+#: What srun says of its own; like mpirun's banners it is shown only where no rank told its cause.
+_SRUN = ("srun: ", "slurmstepd")
 
 
 def mpirun() -> Path:
@@ -42,9 +50,27 @@ def mpirun() -> Path:
     return path
 
 
-def supervise(arguments: Sequence[str], ranks: int, threads: int, is_done: Callable[[], bool]) -> int:
+def srun(launcher: str, ranks: int, threads: int) -> list[str]:
+    """Return the words that start a Slurm step whose ranks find each other by the plugin that `launcher` names."""
+    if shutil.which("srun") is None:
+        raise ConfigError(
+            f"run.launcher: found '{launcher}', but there is no srun here. Allowed without Slurm: 'mpirun'."
+        )
+    # Without --kill-on-bad-exit the ranks of MPICH wait for a killed one for ever.
+    plugin = launcher.removeprefix("srun-")
+    return ["srun", f"--mpi={plugin}", "--kill-on-bad-exit=1", f"--ntasks={ranks}", f"--cpus-per-task={threads}"]
+
+
+def start_words(launcher: str, ranks: int, threads: int) -> list[str]:
+    """Return the words before a command that start it on `ranks` ranks; ConfigError where `launcher` is not here."""
+    return [str(mpirun()), "-n", str(ranks)] if launcher == "mpirun" else srun(launcher, ranks, threads)
+
+
+def supervise(
+    arguments: Sequence[str], ranks: int, threads: int, is_done: Callable[[], bool], launcher: str = "mpirun"
+) -> int:
     """Run `fedbench ARGUMENTS` on `ranks` ranks and return the exit code of the whole."""
-    code = on_ranks("fedbench", arguments, ranks, threads)
+    code = on_ranks("fedbench", arguments, ranks, threads, launcher)
     if code in (EXIT_USER, EXIT_STOPPED):
         return code
     if code == EXIT_OK and not is_done():
@@ -53,30 +79,51 @@ def supervise(arguments: Sequence[str], ranks: int, threads: int, is_done: Calla
     return code
 
 
-def on_ranks(module: str, arguments: Sequence[str], ranks: int, threads: int) -> int:
+def on_ranks(module: str, arguments: Sequence[str], ranks: int, threads: int, launcher: str = "mpirun") -> int:
     """Run `python -m MODULE ARGUMENTS` on `ranks` ranks and return the launcher's exit code; no rank outlives it."""
-    launcher = mpirun()
+    start = start_words(launcher, ranks, threads)
     with tempfile.TemporaryDirectory(prefix="fedbench-") as pids:
         environment = {**LAUNCHER_ENVIRONMENT, **os.environ, PIDS_VARIABLE: pids, "OMP_NUM_THREADS": str(threads)}
-        command = [str(launcher), "-n", str(ranks), sys.executable, "-m", module, *arguments]
-        return _watch(command, environment, Path(pids))
+        command = [*start, sys.executable, "-m", module, *arguments]
+        if launcher == "mpirun":
+            return _watch(command, environment, Path(pids))
+        note = Path(pids, "stopped")
+        code = _watch(command, environment | _for_srun(launcher) | {STOP_NOTE_VARIABLE: str(note)}, Path(pids))
+        return EXIT_STOPPED if note.exists() else code
+
+
+def _for_srun(launcher: str) -> dict[str, str]:
+    """Return what a step needs beside the environment.
+
+    MPICH names shared memory by job and step. A requeued job has the same names again, and what killed ranks left
+    behind under them ends the new ones, so a restarted job goes without.
+    """
+    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return {"MPIR_CVAR_NOLOCAL": "1"} if launcher == "srun-pmi2" and restarted else {}
 
 
 def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -> int:
     launched: list[int] = []
-    asked, over = 0, threading.Event()
+    over = threading.Event()
+    asking = threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True)
+    urged = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Ask the ranks to stop at a round the first time, and end them the second."""
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True).start()
-        else:
+        """Ask the ranks to stop at a round the first time; end them the second time that a person says so.
+
+        USR1 and USR2 only ask: a batch system sends TERM to everyone while its script passes a request on.
+        """
+        nonlocal urged
+        urged += number in (signal.SIGTERM, signal.SIGINT)
+        if urged > 1:
             for group in launched:
                 _send(group, signal.SIGTERM, os.killpg)
+        elif asking.ident is None:
+            asking.start()
 
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {s: signal.signal(s, on_signal) for s in (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)}
+    if launch.early_stop():
+        on_signal(signal.SIGUSR2, None)
     voices = _Voices()
     with subprocess.Popen(
         command,
@@ -100,16 +147,18 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
                 signal.signal(number, handler)
         pump.join(_GRACE_S)
     voices.close(code)
+    if code < 0:
+        say(f"the launcher was ended by {signal.Signals(-code).name}.")
     return code if code >= 0 else 128 - code
 
 
 def _ask_to_stop(pids: Path, over: threading.Event) -> None:
     """Send every rank the stop signal once, those that are still starting as soon as they can take it."""
-    asked: set[int] = set()
+    number, asked = launch.rank_signal(), set[int]()
     while not over.is_set():
         for pid in _living(pids):
             if pid not in asked:
-                _send(pid, signal.SIGUSR2)
+                _send(pid, number)
                 asked.add(pid)
         over.wait(_ASK_EVERY_S)
 
@@ -128,7 +177,7 @@ class _Voices:
             line = raw.replace("\0", "")  # Open MPI 5 sends a zero byte after each of its own texts
             if line.startswith(_RULE):
                 in_banner = not in_banner
-            if in_banner or line.startswith(_RULE):
+            if in_banner or line.startswith((_RULE, *_SRUN)):
                 self._banner.append(line)
                 continue
             self._explained |= line.startswith(f"{SAID}rank ")
@@ -144,7 +193,7 @@ class _Voices:
 def _living(pids: Path) -> list[int]:
     """Return the recorded ranks that still run fedbench."""
     found = []
-    for path in pids.iterdir():
+    for path in pids.glob("[0-9]*"):
         command = Path("/proc", path.name, "cmdline")
         try:
             if b"fedbench" in command.read_bytes():

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedbench.algorithms.base import Algorithm, Round
-from fedbench.run.callbacks.traffic import Traffic
 from fedbench.run.outcome import Counted, Outcome
+from fedbench.run.traffic import Traffic
 from fedbench.sim.clock import Load, RoundClock
 from fedbench.sim.scene import Scene
 
@@ -87,7 +87,9 @@ class Virtual:
             flops=np.array(counted.flops, np.float64),
             up_bytes=np.array(counted.up_bytes, np.float64),
         )
-        answer, _ = (clock.play(np.asarray(at.devices, np.int64), load) for clock in self._clocks)
+        devices = np.asarray(at.devices, np.int64)
+        drawn = self._clocks[0].draw(devices)
+        answer, _ = (clock.play(devices, load, drawn) for clock in self._clocks)
         for slot, seconds in zip(outcome.slots(), answer.tolist(), strict=True):
             outcome.sim_device_s[slot] = seconds
         flops, up_bytes = (float(np.mean(own)) if own else 0.0 for own in (counted.flops, counted.up_bytes))

@@ -66,6 +66,16 @@ class _Paths(NamedTuple):
         return np.asarray(bytes_ / np.minimum(own, self.share))
 
 
+class Drawn(NamedTuple):
+    """What the key says of n devices in an exchange: FLOP/s, own rates down and up (byte/s), latencies both ways (s)."""
+
+    speeds: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    lag_down: np.ndarray
+    lag_up: np.ndarray
+
+
 @dataclass
 class RoundClock:
     """One round on a scene; `now` is the cloud's time since its start."""
@@ -76,7 +86,13 @@ class RoundClock:
     exchange: int = 0
     times: Times = field(default_factory=Times)
 
-    def play(self, devices: np.ndarray, load: Load) -> np.ndarray:
+    def draw(self, devices: np.ndarray) -> Drawn:
+        """Return what is drawn of the devices of the next exchange, on any topology."""
+        scene = self.scene
+        lags = (scene.latency(self.round, self.exchange, devices, up=up) for up in (False, True))
+        return Drawn(scene.speeds(devices), *scene.rates(devices), *lags)
+
+    def play(self, devices: np.ndarray, load: Load, drawn: Drawn) -> np.ndarray:
         """Let an exchange take place; return when each device answered, in seconds since its start (float64 [n]).
 
         A device that answers after the deadline is left out: the cloud goes on at the deadline. `now` is then the time
@@ -87,10 +103,9 @@ class RoundClock:
         if not devices.size:
             self.cloud(load.ahead_flops)
             return np.empty(0)
-        paths = _paths(scene, devices)
-        lag = scene.latency(self.round, self.exchange, devices, up=False)
+        paths, lag = _paths(scene, devices, drawn), drawn.lag_down
         units, whole = load.unit_bytes, float(load.unit_bytes.sum())
-        compute = load.flops / scene.speeds(devices)
+        compute = load.flops / drawn.speeds
         hop = scene.trunk_latency_s if scene.tree else 0.0
         free = began + load.reply_bytes / paths.trunk
         ready = [x + hop for x in pipeline.crossed(free, [self.now] * units.size, list(units / paths.trunk))]
@@ -99,7 +114,7 @@ class RoundClock:
         )
         arrived = pipeline.crossed(first, ready, [paths.seconds(paths.down, u) for u in units])
         done = pipeline.makespan([x + lag for x in arrived], [share * compute for share in load.shares])
-        sent = paths.seconds(paths.up, load.up_bytes) + scene.latency(self.round, self.exchange, devices, up=True)
+        sent = paths.seconds(paths.up, load.up_bytes) + drawn.lag_up
         answer = np.asarray(done + sent) - began
         stages = np.maximum(first, self.now + hop) + np.maximum(paths.seconds(paths.down, whole), compute)
         soonest = np.maximum(stages, self.now + hop + whole / paths.trunk) + lag + sent - began
@@ -161,9 +176,9 @@ class RoundClock:
         )
 
 
-def _paths(scene: Scene, devices: np.ndarray) -> _Paths:
+def _paths(scene: Scene, devices: np.ndarray, drawn: Drawn) -> _Paths:
     """Return how the devices of an exchange are reached, all at once and each with a fair share."""
-    down, up = scene.rates(devices)
+    down, up = drawn.down, drawn.up
     trunk = scene.trunk_bit_s / 8
     if not scene.tree:
         return _Paths(down, up, np.full(devices.size, trunk / devices.size), np.zeros(devices.size, np.int64), np.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedbench.base import rng
+from fedbench.sim import exact
 
 #: Constants of splitmix64, whose finaliser spreads every bit of its argument over all 64.
 _STEP, _M1, _M2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -23,12 +24,14 @@ def uniform(seed: int, purpose: str, numbers: tuple[int, ...], devices: np.ndarr
 
 
 def lognormal(seed: int, purpose: str, sigma: float, devices: np.ndarray) -> np.ndarray:
-    """Return one factor for each device (float64 [n]), median 1 and `sigma` the spread of its logarithm; 1 for 0."""
+    """Return one factor for each device (float64 [n]), median 1 and `sigma` the spread of its logarithm; 1 for 0.
+
+    The same bits on every machine, as those of `uniform`.
+    """
     if sigma == 0:
         return np.ones(devices.size)
-    radius = np.sqrt(-2.0 * np.log1p(-uniform(seed, purpose, (0,), devices)))
-    normal = radius * np.cos(2.0 * np.pi * uniform(seed, purpose, (1,), devices))
-    return np.asarray(np.exp(sigma * normal))
+    radius = np.sqrt(-2.0 * exact.log(1.0 - uniform(seed, purpose, (0,), devices)))
+    return exact.exp(sigma * (radius * exact.cos_turns(uniform(seed, purpose, (1,), devices))))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

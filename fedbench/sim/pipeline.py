@@ -30,13 +30,3 @@ def makespan(arrived: Sequence[Seconds], compute: Sequence[Seconds]) -> Seconds:
     for x, k in zip(arrived, compute, strict=True):
         c = np.maximum(c, x) + k
     return c
-
-
-def sequential(sampling: Sequence[float], transfer: Sequence[float], compute: Sequence[float]) -> float:
-    """Return the time without any overlap: the sum of all three."""
-    return sum(sampling) + sum(transfer) + sum(compute)
-
-
-def ideal(sampling: Sequence[float], transfer: Sequence[float], compute: Sequence[float]) -> float:
-    """Return what no schedule beats: the largest of the three sums."""
-    return max(sum(sampling), sum(transfer), sum(compute))

@@ -14,12 +14,15 @@ import numpy as np
 
 from fedbench.base import quantity
 from fedbench.base.errors import ConfigError
-from fedbench.base.job import Config
+from fedbench.base.job import Config, ProfileSection
 from fedbench.base.link import Link
 from fedbench.sim import draws
 from fedbench.sim.profiles import Device, device_of, joules_per_byte, link_of
 
 _DOWN, _UP = 0, 1
+
+#: Keys that paced links and adaptive codecs rest on as well.
+_FOR_ANY_CLOCK = ("profile.name", "profile.device", "profile.flops_per_s")
 
 
 class Scene(NamedTuple):
@@ -82,15 +85,13 @@ def scene_of(config: Config) -> Scene | None:
     """Return the scene of a job with `link.clock = "virtual"`, else None; ConfigError for keys that need that clock."""
     own = config.profile
     if config.link.clock != "virtual":
-        for key, found, default in (
-            ("profile.dropout", own.dropout, 0.0),
-            ("profile.deadline_s", own.deadline_s, None),
-            ("run.train_every", config.run.train_every, 1),
-        ):
-            if found != default:
+        default = ProfileSection()
+        needy = [(f"profile.{key}", getattr(own, key), getattr(default, key)) for key in type(own).model_fields]
+        for key, found, usual in (*needy, ("run.train_every", config.run.train_every, 1)):
+            if found != usual and key not in _FOR_ANY_CLOCK:
                 raise ConfigError(
                     f"{key}: found {found} with link.clock = {config.link.clock!r}; allowed with it: "
-                    f"{'unset' if default is None else default}, since the simulated clock of 'virtual' decides it."
+                    f"{'unset' if usual is None else usual}, since only the simulated clock of 'virtual' heeds it."
                 )
         return None
     if config.comm.guide_lag and config.run.train_every > 1:

@@ -20,6 +20,7 @@ import pytest
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER
 from fedbench.results import reader
 
+from ledger import Ledger  # isort: skip
 from small_job import FAULT_DEADLINE_S, faulty, run_files, strikes, write_job  # isort: skip
 
 pytestmark = [pytest.mark.spmd, pytest.mark.faults]
@@ -184,10 +185,13 @@ def stopped_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 @pytest.mark.parametrize("name", STANDSTILLS)
 def test_stopped_rank_is_named_after_the_deadline(
-    stopped_jobs: dict[str, Future[tuple[mpi.Ended, Path]]], name: str
+    stopped_jobs: dict[str, Future[tuple[mpi.Ended, Path]]], name: str, ledger: Ledger
 ) -> None:
     """A rank that is stopped without dying (SIGSTOP, swap) is missed, and the job ends."""
     (ended, folder), cell = stopped_jobs[name].result(), STANDSTILLS[name]
+    told = any("WireError: After " in line for line in own_lines(ended))
+    noticed = ended.code not in (EXIT_OK, EXIT_USER, EXIT_STOPPED) and not ended.left
+    ledger.note("SIGSTOP of a rank", noticed=noticed, cause=told, counted=len(run_files(folder)))
     assert strikes(folder / "mark") == 1, ended.told()
     assert_failed(ended, folder, float((folder / "mark").read_text()) + 2 * STOPPED_DEADLINE_S)
     causes = [line for line in own_lines(ended) if "WireError: After " in line]

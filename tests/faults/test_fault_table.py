@@ -18,6 +18,7 @@ import pytest
 from fedbench.base.errors import EXIT_STOPPED, EXIT_USER
 from fedbench.results import reader
 
+from ledger import Ledger  # isort: skip
 from small_job import FAULT_DEADLINE_S, faulty, run_files, write_job  # isort: skip
 
 pytestmark = [pytest.mark.spmd, pytest.mark.faults]
@@ -106,8 +107,12 @@ def outcomes(
 
 
 @pytest.mark.parametrize("cell", cells())
-def test_the_job_ends_and_says_why(outcomes: dict[Cell, Future[Outcome]], cell: Cell) -> None:
+def test_the_job_ends_and_says_why(outcomes: dict[Cell, Future[Outcome]], cell: Cell, ledger: Ledger) -> None:
     ended, fault_at, folder = outcomes[cell].result()
+    words = FAULTS[cell.fault]
+    told = None if words is None else all(word in ended.err for word in (f"fedbench: rank {cell.rank} on ", *words))
+    noticed = ended.code not in (0, EXIT_USER, EXIT_STOPPED) and not ended.left
+    ledger.note("a rank raises, exits, dies", noticed=noticed, cause=told, counted=len(run_files(folder)))
     assert fault_at is not None, f"the fault was never injected\n{ended.told()}"
     assert ended.code not in (0, EXIT_USER, EXIT_STOPPED), ended.told()
     assert ended.ended_at - fault_at < FAULT_DEADLINE_S, f"{ended.ended_at - fault_at:.1f} s\n{ended.told()}"

@@ -15,6 +15,7 @@ import pytest
 
 from fedbench.base.errors import EXIT_STOPPED, EXIT_USER
 
+from ledger import Ledger  # isort: skip
 from small_job import FAULT_DEADLINE_S, faulty, run_files, write_job  # isort: skip
 
 pytestmark = [pytest.mark.spmd, pytest.mark.faults]
@@ -64,9 +65,14 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
 
 @pytest.mark.parametrize("name", CELLS)
 def test_all_ranks_end_and_the_cause_names_who_it_was(
-    jobs: dict[str, Future[tuple[mpi.Ended, float, Path]]], name: str
+    jobs: dict[str, Future[tuple[mpi.Ended, float, Path]]], name: str, ledger: Ledger
 ) -> None:
     (ended, fault_at, folder), cell = jobs[name].result(), CELLS[name]
+    noticed = ended.code not in (0, EXIT_USER, EXIT_STOPPED) and not ended.left
+    told = all(words in ended.err for words in cell.told)
+    ledger.note(
+        "an edge, or a device below one, dies or stops", noticed=noticed, cause=told, counted=len(run_files(folder))
+    )
     assert ended.code not in (0, EXIT_USER, EXIT_STOPPED), ended.told()
     assert not ended.left, ended.told()
     assert not run_files(folder), ended.told()

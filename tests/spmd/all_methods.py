@@ -54,10 +54,12 @@ HARD: dict[str, Any] = {
 }
 #: The hard one where no simulated clock says who is late: edges would change that, and real links leave no trace.
 UNTIMED = {name: section for name, section in HARD.items() if name not in ("link", "profile")}
-#: Architectures of transformers: a decoder with tied embeddings in micro-batches, an encoder with padding.
+#: Architectures of transformers: a decoder with tied embeddings in micro-batches, whose guides are made ahead, travel in
+#: codecs chosen unit by unit, and again for the update; an encoder with padding.
 OPT: dict[str, Any] = PLAIN | {
     "model": {"name": "shape:opt-tiny", "micro_batch": 2},
-    "comm": {"codec": "sign", "deadline_s": 60.0},
+    "comm": {"codec": "adaptive", "guide_lag": 1, "guide_reuse": "resend", "deadline_s": 60.0},
+    "link": {"down": "20Mbit/s"},
 }
 ROBERTA: dict[str, Any] = PLAIN | {
     "model": {"name": "shape:roberta-tiny", "trainable": "full"},

@@ -100,7 +100,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Read:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("ranks", RANKS[1:])
+@pytest.mark.parametrize("ranks", [*RANKS[1:], pytest.param(8, marks=pytest.mark.slow)])
 def test_ranks_change_no_bit(runs: Read, ranks: int, variant: str, method: str) -> None:
     alone, many = runs(1, variant, method), runs(ranks, variant, method)
     assert many.summary.ranks == ranks

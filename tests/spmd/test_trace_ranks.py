@@ -63,6 +63,11 @@ def test_ranks_do_their_parts_layer_by_layer_and_unit_by_unit(run: Run) -> None:
             assert [unit for unit in did["compute"] if not unit.startswith("device")] == layers * len(hosted)
             assert "reply/scalars" in did["decode"]
         assert "agreement" in did["wait"]
+        assert "" not in did["wait"], "every wait says for what"
+        waits = lane.kind == "wait"
+        assert lane.own_s[waits].sum() == pytest.approx((lane.end_s - lane.start_s)[waits].sum()), (
+            "no wait is in another"
+        )
 
 
 def test_spans_lie_in_their_round_and_rounds_last_as_long_everywhere(run: Run) -> None:
@@ -71,10 +76,10 @@ def test_spans_lie_in_their_round_and_rounds_last_as_long_everywhere(run: Run) -
         assert (lane.start_s >= 0).all()
         assert (lane.end_s <= lane.round_s + 1e-9).all()
         covered = (lane.end_s - lane.start_s)[lane.depth == 0].sum()
-        assert 0.5 * lane.round_s < covered <= lane.round_s + 1e-9
+        assert 0.75 * lane.round_s < covered <= lane.round_s + 1e-9
         assert lane.own_s.sum() == pytest.approx(covered)
         lengths.setdefault(lane.round, []).append(lane.round_s)
-    assert 0 <= run.summary.unaccounted_fraction < 0.5
+    assert 0 <= run.summary.unaccounted_fraction < 0.25, "2 % on a machine that does nothing else"
     for number, found in lengths.items():
         assert max(found) < 1.5 * min(found), number
 

@@ -223,7 +223,7 @@ def paced_links(t: Transport) -> None:
     link, devices = LinkSection(clock="paced", down="8Mbit/s", latency="20ms", jitter="1ms"), (0, 1, 2)
     units = [Unit(name, (5000,)) for name in "abc"]  # 20 ms each: a plan takes 80 ms, its answer 20 ms
     for progress in ("none", "poll", "thread"):
-        star = connect(t, Clock(), CommSection(progress=progress, deadline_s=DEADLINE_S), link, 3)
+        star = connect(t, Clock(), CommSection(progress=progress, deadline_s=DEADLINE_S), link.link, 3)
         for round_ in range(2):
             place, start = Place(round_, 0, -1, 0), time.monotonic()
             sent = {unit.name: np.full(5000, round_, np.float32) for unit in units} if t.rank == 0 else None

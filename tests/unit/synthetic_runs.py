@@ -74,7 +74,7 @@ def _rounds(noise: np.random.Generator, rounds: int, every: int, top: float, spe
     table = {name: np.zeros(rounds + 1, column.dtype) for name, column in records.ROUND_COLUMNS.items()}
     accuracy = top - (top - 0.6) * np.exp(-(number + 1) / speed)
     table["round"] = number.astype("i4")
-    table["exchanges"][done] = 1
+    table["exchanges"][done] = table["trained"][done] = 1
     table["dev_accuracy"] = accuracy + noise.normal(0, 0.004, rounds + 1)
     table["test_accuracy"] = accuracy + noise.normal(0, 0.006, rounds + 1)
     table["dev_loss"] = 1.2 - accuracy
@@ -123,6 +123,7 @@ def _summary(config: dict[str, Any], table: dict[str, np.ndarray], peak: int | N
         sim_s=None,
         hidden_fraction=None,
         unaccounted_fraction=0.004,
+        repeatable=True,
         weights_sha256="a" * 64,
         trajectory_sha256="b" * 64,
     )

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic_runs import make_run
 from tinyruns import Tiny, make, same, weights
 
 from fedbench.base.errors import ConfigError
+from fedbench.base.records import CODEC_COLUMNS
 from fedbench.codec.allocate import LADDER
+from fedbench.codec.frame import Note
+from fedbench.results import writer
 from fedbench.run.adapt import Rates
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
@@ -99,16 +103,63 @@ def test_a_stale_coded_guide_comes_back_from_a_checkpoint_as_it_travelled(codec:
     assert same(weights(second.built.trainable), weights(straight.built.trainable))
 
 
-def test_measured_rates_follow_the_exchanges() -> None:
+def test_measured_rates_follow_what_devices_tell() -> None:
     config = make("cooperllm", ADAPTIVE | {"link.down": "1Mbit/s"}).job.config
     rates, nominal = Rates(config, measured=True), Rates(config, measured=False)
-    rates.observe(1_000_000, 2.0, [1.0, 0.5], [3e9, 3e9])
-    assert rates.bit_s == 4e6, "devices waited: the link carried the plan in the whole time"
+    hidden = Note(0.0, 1.0, 3e9)
+    rates.observe([hidden])
+    assert rates.bit_s == 2e6, "nobody waited: the link carries more than the job says"
+    rates.observe([Note(0.0, 1.0, 3e9, link_bit_s=9e6), Note(0.0, 0.5, 3e9, link_bit_s=8e6)])
+    assert rates.bit_s == 8e6, "the slowest link's, as it was seen"
     assert rates.flops_per_s == 3e9, "the slowest device's"
-    rates.observe(1_000_000, 1.02, [1.0], [3e9])
-    assert rates.bit_s > 8e6, "nobody waited: it carries more"
-    nominal.observe(1_000_000, 2.0, [1.0], [3e9])
+    rates.observe([hidden])
+    assert rates.bit_s == pytest.approx(8.4e6), "and from then on the plan grows slowly"
+    again = Rates(config, measured=True)
+    again.restore(rates.state())
+    for found in (rates, again):
+        found.observe([hidden])
+    assert again.bit_s == rates.bit_s == pytest.approx(8.82e6), "a stop forgets nothing"
+    nominal.observe([Note(0.0, 1.0, 3e9, link_bit_s=9e6)])
     assert nominal.bit_s == 1e6
+
+
+def chosen_file(folder: Any, rows: list[tuple[int, str, float]]) -> str:
+    """Return a run file with these choices."""
+    codec = {name: np.array(values) for name, values in zip(CODEC_COLUMNS, zip(*rows, strict=True), strict=False)}
+    writer.write(folder / "adaptive.h5", make_run(codec=codec))
+    return str(folder / "adaptive.h5")
+
+
+def test_a_run_replays_the_codecs_that_another_chose(tmp_path: Any) -> None:
+    job = ADAPTIVE | {"link.down": "4Mbit/s"}
+    straight = Tiny(make("cooperllm", job, evaluated=4))
+    straight.run()
+    path = chosen_file(tmp_path, straight.metrics.codec_rows)
+    replay = {"comm.adapt": "replay", "comm.replay": path, "link.down": "1kbit/s"}
+    second = Tiny(make("cooperllm", job | replay, evaluated=4))
+    second.run()
+    assert second.runner.trajectory.digest == straight.runner.trajectory.digest
+    with pytest.raises(ConfigError, match="round 4"):
+        Tiny(make("cooperllm", job | replay | {"run.rounds": 5}, evaluated=4)).run()
+
+
+def test_only_an_adaptive_run_can_be_replayed(tmp_path: Any) -> None:
+    built = make("cooperllm", ADAPTIVE | {"comm.adapt": "replay", "comm.replay": chosen_file(tmp_path, [])})
+    with pytest.raises(ConfigError, match="no chosen codecs"):
+        Tiny(built)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"comm.adapt": "replay"},
+        {"comm.replay": "x.h5"},
+        {"comm.adapt": "replay", "comm.replay": "x", "comm.codec": "int8"},
+    ],
+)
+def test_a_replay_needs_its_file_and_an_adaptive_codec(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="replay"):
+        make("cooperllm", ADAPTIVE | changes)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -27,7 +27,8 @@ SHOWN = [
     "run_id", "method", "complete", "stop_reason", "rounds", "seed", "ranks", "devices", "final_accuracy",
     "best_accuracy", "initial_accuracy", "probe_accuracy", "target_accuracy", "rounds_to_target", "device_flops",
     "cloud_flops", "replay_ops", "uplink_bytes", "downlink_bytes", "uplink_bytes_per_device_round", "wire_bytes",
-    "peak_device_bytes", "round_s_median", "sim_s", "hidden_fraction", "unaccounted_fraction", "weights_sha256",
+    "peak_device_bytes", "round_s_median", "sim_s", "hidden_fraction", "unaccounted_fraction", "repeatable",
+    "weights_sha256",
     "trajectory_sha256",
 ]  # fmt: skip
 

@@ -10,7 +10,8 @@ from tinyruns import make
 
 from fedbench.base.arrays import Unit
 from fedbench.base.errors import NumericsError, WireError
-from fedbench.codec.codecs import CODECS, RAW, TILE_ENTRIES, Codec, by_id
+from fedbench.codec.codecs import CODECS, RAW, by_id
+from fedbench.codec.coding import TILE_ENTRIES, Codec
 from fedbench.codec.feedback import PlanCoder
 from fedbench.codec.frame import coded_bytes
 from fedbench.zo.guide import mean_gradient

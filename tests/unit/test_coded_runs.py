@@ -50,6 +50,22 @@ def test_only_guides_are_coded(method: str) -> None:
     assert len(digests) == (2 if method in GUIDED else 1)
 
 
+def test_without_overlap_a_device_has_the_whole_plan_before_it_computes_and_the_same_bits() -> None:
+    link = {"link.clock": "paced", "link.down": "100Mbit/s"}
+    digests = []
+    for overlap in (True, False):
+        tiny = Tiny(make("cooperllm", SMALL | link | {"comm.overlap": overlap}, evaluated=8))
+        tiny.clock.keep(2, 10_000)
+        tiny.play(2)
+        digests.append(tiny.runner.trajectory.digest)
+        for number in range(2):
+            kept = [span for round_, span in tiny.clock.spans if round_ == number]
+            computes = min(span.start_s for span in kept if span.kind == "compute")
+            waits = [s.start_s for s in kept if s.kind == "wait" and s.unit.startswith("plan/")]
+            assert (max(waits) > computes) == overlap
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize("estimator", ["guided", "corrected", "mixing"])
 def test_lz4_around_codes_changes_no_bit(estimator: str) -> None:
     settings = {"comm.codec": "int2", "method.cooperllm.estimator": estimator}

@@ -12,11 +12,10 @@ from synthetic_runs import make_run
 
 from fedbench.__main__ import main
 from fedbench.base import fsio
-from fedbench.base.errors import EXIT_OK, EXIT_USER, ResultError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER, ResultError
 from fedbench.batch import sweep
 from fedbench.batch.manifest import Sweep
-from fedbench.report import build
-from fedbench.results import collect, reader, seal, writer
+from fedbench.results import collect, folder, reader, seal, writer
 
 
 @pytest.fixture
@@ -69,22 +68,22 @@ def test_only_what_is_new_is_added_and_what_lost_its_file_is_kept(
     path = swept.folder / collect.NAME
     files = {line.run_id: swept.run_file(line) for line in swept.lines}
     some = {run_id: file for run_id, file in files.items() if file.exists()}
-    assert collect.collect(path, some) == 2
+    assert collect.collect(path, some).new == 2
     written = path.stat().st_mtime_ns
-    assert collect.collect(path, some) == 0
+    assert collect.collect(path, some).new == 0
     assert path.stat().st_mtime_ns == written
     finish(swept, lambda line: 0.6)
     looked.clear()
-    assert collect.collect(path, files) == 1
+    assert collect.collect(path, files).new == 1
     assert looked == [swept.lines[2].run_id]
     grown = {run.summary.run_id: run.rounds["dev_loss"].tobytes() for run in reader.read_all(path)}
     path.unlink()
-    assert collect.collect(path, files) == 3
+    assert collect.collect(path, files).new == 3
     assert {run.summary.run_id: run.rounds["dev_loss"].tobytes() for run in reader.read_all(path)} == grown
-    assert collect.collect(path, {}) == 0
+    assert collect.collect(path, {}).new == 0
     assert len(reader.read_all(path)) == 3
     assert changed_run(swept)
-    assert collect.collect(path, files) == 1
+    assert collect.collect(path, files).new == 1
 
 
 def changed_run(swept: Sweep) -> bool:
@@ -96,16 +95,28 @@ def changed_run(swept: Sweep) -> bool:
     return seal.told(file) != before
 
 
-def test_a_damaged_run_file_is_refused_and_nothing_changes(swept: Sweep) -> None:
+def test_what_is_not_sound_is_left_out_and_told_and_the_rest_is_collected(
+    swept: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged file is moved into `bad`; one of another run stays; what was collected before stays too."""
     path = sweep.collect(swept)
     before = path.read_bytes()
-    file = swept.run_file(swept.lines[2])
-    file.write_bytes(swept.run_file(swept.lines[1]).read_bytes()[:-7])
-    with pytest.raises(ResultError, match=f"{file.name}.*Not collected"):
-        sweep.collect(swept)
-    file.write_bytes(swept.run_file(swept.lines[1]).read_bytes())
-    with pytest.raises(ResultError, match=f"expected {swept.lines[2].run_id}"):
-        sweep.collect(swept)
+    first, second, third = map(swept.run_file, swept.lines)
+    damaged = second.read_bytes()[:-7]
+    third.write_bytes(damaged)
+    for held in (0, 1):
+        assert main(["sweep", "collect", str(swept.folder)]) == (EXIT_OK if held else EXIT_FAILURE)
+        told = capsys.readouterr().err
+        assert "2 of 3 run(s), 0 of them new; 1 are not done" in told
+        assert (f"{third.name}: changed or cut" in told) == (not held)
+    assert [p.name for p in (third.parent / "bad").iterdir()] == [third.name]
+    third.write_bytes(second.read_bytes())
+    assert main(["sweep", "collect", str(swept.folder)]) == EXIT_FAILURE
+    assert f"expected {swept.lines[2].run_id}" in capsys.readouterr().err
+    assert third.exists()
+    first.write_bytes(damaged)
+    assert main(["sweep", "collect", str(swept.folder)]) == EXIT_FAILURE
+    assert not first.exists()
     assert path.read_bytes() == before
 
 
@@ -133,13 +144,37 @@ def test_a_collection_of_another_schema_is_kept(swept: Sweep, monkeypatch: pytes
     assert path.read_bytes() == before
 
 
-def test_a_damaged_collection_is_made_anew(swept: Sweep) -> None:
+def test_a_damaged_collection_is_put_aside_and_made_anew(swept: Sweep) -> None:
     path = sweep.collect(swept)
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with pytest.raises(ResultError, match="seal"):
         reader.read_all(path)
-    assert sweep.collect(swept).read_bytes() == whole
+    files = {line.run_id: swept.run_file(line) for line in swept.lines[:2]}
+    (told,) = collect.collect(path, files).left_out
+    assert "made anew" in told
+    assert path.read_bytes() == whole
+    assert (swept.folder / "bad" / "all.h5").read_bytes() == whole[:-9]
+
+
+FOREIGN = {
+    "an unsealed HDF5 file": lambda path: h5py.File(path, "w").close(),
+    "text": lambda path: path.write_text("mine"),
+    "nothing": lambda path: path.write_bytes(b""),
+    "a folder": lambda path: path.mkdir(),
+    "a run file": lambda path: writer.write(path, make_run("fedavg", rounds=2)),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_others_put_in_its_place_is_not_touched(swept: Sweep, kind: str) -> None:
+    path = swept.folder / collect.NAME
+    FOREIGN[kind](path)
+    before = path.is_file() and path.read_bytes()
+    with pytest.raises(ResultError, match="Move it away"):
+        sweep.collect(swept)
+    assert (path.is_file() and path.read_bytes()) == before
+    assert path.exists()
 
 
 def test_reports_read_collections_beside_run_files_and_count_a_run_once(
@@ -153,7 +188,7 @@ def test_reports_read_collections_beside_run_files_and_count_a_run_once(
     writer.write(other, make_run("fedavg", rounds=5))
     swept.run_file(swept.lines[0]).unlink()
     for paths in ([path, other], [swept.folder, other], [path, swept.folder, other]):
-        runs, skipped = build.load(paths)
+        runs, skipped = folder.load(paths)
         assert sorted(run.summary.seed for run in runs if run.summary.method == "fedmezo") == [0, 1]
         assert (len(runs), skipped) == (3, [])
     assert main(["show", str(path)]) == EXIT_USER

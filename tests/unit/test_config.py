@@ -223,7 +223,8 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
     assert set(plain.run_id[-12:]) <= set("0123456789abcdef")
     changed = {
         "run.rounds": 5, "run.seed": 1, "run.eval_every": 9, "run.eval_first": 4, "run.target_accuracy": 0.5,
-        "run.stop_at_target": "true", "run.threads": 2, "run.ranks": 3, "federation.devices": 9, "federation.sampled": 3,
+        "run.stop_at_target": "true", "run.threads": 2, "run.ranks": 3,
+        "run.launcher": "srun-pmix", "federation.devices": 9, "federation.sampled": 3,
         "federation.partition": "shards", "federation.alpha": 0.1, "federation.local_steps": 2,
         "federation.batch_size": 4, "model.name": "x", "model.trainable": "head", "model.mapped": "true",
         "model.device": "cuda", "model.micro_batch": 4, "model.dtype": "bfloat16", "model.lora_rank": 4,
@@ -233,7 +234,7 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "data.max_length": 9, "data.public_per_class": 3, "data.public_labels": "shuffled", "zo.epsilon": 0.1,
         "zo.perturbations": 3, "zo.distribution": "gaussian", "comm.codec": "int4", "comm.lz4": "true",
         "comm.error_feedback": "true", "comm.deadline_s": 3, "comm.guide_lag": 1, "comm.guide_reuse": "resend",
-        "comm.adapt": "measured", "profile.flops_per_s": 1e9,
+        "comm.adapt": "measured", "comm.replay": "x.h5", "profile.flops_per_s": 1e9, "comm.overlap": "false",
         "comm.progress": "none", "comm.poll_interval": "2ms", "comm.chunk_bytes": 8192, "comm.topology": "tree",
         "comm.edges": 3, "link.clock": "paced", "link.down": "1Mbit/s", "link.up": "2Mbit/s", "link.latency": "1ms",
         "link.jitter": "2ms", "run.train_every": 2, "federation.rows": 8, "profile.name": "lte",
@@ -242,7 +243,10 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "profile.trunk_latency": "3ms", "profile.dropout": 0.2, "profile.deadline_s": 4.0,
         "results.dir": "x", "results.checkpoint_every": 3, "results.trace_rounds": 3, "results.save_weights": "true",
     }  # fmt: skip
-    with_codec = {"comm.error_feedback": ("comm.codec=int8",)}  # it needs one that loses something
+    with_codec = {  # what a key can't be set without
+        "comm.error_feedback": ("comm.codec=int8",),
+        "comm.replay": ("comm.codec=adaptive", "comm.adapt=replay"),
+    }
     ids = {
         key: resolved(tmp_path, "", *with_codec.get(key, ()), f"{key}={value}").run_id for key, value in changed.items()
     }

@@ -13,7 +13,8 @@ import xxhash
 from fedbench.base.arrays import Unit
 from fedbench.base.errors import NumericsError, WireError
 from fedbench.codec import frame
-from fedbench.codec.codecs import CODECS, RAW, Codec
+from fedbench.codec.codecs import CODECS, RAW
+from fedbench.codec.coding import Codec
 from fedbench.codec.frame import AGAIN, LZ4, Note, Place
 
 PLACE = Place(round=3, exchange=1, device=7, unit=2)
@@ -80,7 +81,7 @@ def test_no_note_and_strided_arrays_survive() -> None:
     back, note = unpacked(frame.pack(array, unit, PLACE).frame, unit)
     assert np.array_equal(back, array)
     assert np.isnan(note.loss)
-    assert note[1:] == (0.0, 0.0, False)
+    assert note[1:] == (0.0, 0.0, False, 0.0)
 
 
 def test_lz4_shrinks_what_it_can_and_sends_the_rest_raw() -> None:
@@ -146,7 +147,7 @@ def test_a_wrong_header_field_is_refused_by_its_own_check(field: str, lz4: bool)
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["loss", "compute_s", "flops", "reserved", "checksum"])
+@pytest.mark.parametrize("field", ["loss", "compute_s", "flops", "link_bit_s", "checksum"])
 def test_fields_without_a_rule_are_under_the_checksum(field: str) -> None:
     bytes_, unit = packed(noise(50))
     header = bytes_[: frame.HEADER_BYTES].view(frame._HEADER)
@@ -156,7 +157,7 @@ def test_fields_without_a_rule_are_under_the_checksum(field: str) -> None:
 
 
 def test_every_header_field_has_a_test() -> None:
-    tested = {*WRONG_FIELDS, "loss", "compute_s", "flops", "reserved", "checksum"}
+    tested = {*WRONG_FIELDS, "loss", "compute_s", "flops", "link_bit_s", "checksum"}
     assert tested == set(frame._HEADER.names or ())
 
 

@@ -10,11 +10,12 @@ import pytest
 from tinyruns import Tiny, drawn, flat, make, same, weights
 
 from fedbench.algorithms.base import Round
-from fedbench.algorithms.fwdllm import CANDIDATES, FwdLLM
+from fedbench.algorithms.fwdllm import CANDIDATES, Answers, FwdLLM
 from fedbench.base.errors import ConfigError
 from fedbench.data.embedded import LENGTH
 from fedbench.run.build import Built
 from fedbench.zo.direction import Direction
+from fedbench.zo.ranges import OnDemand
 
 CHANGES = {
     "run.rounds": 6,
@@ -61,7 +62,7 @@ def test_odd_rounds_probe_along_the_draws_nearest_to_the_last_estimate(distribut
         assert min(better) > 0
         assert cosine(flat(v), flat(last)) > max(cosine(flat(z), flat(last)) for z in among)
         batch, h = built.lab.private(1, 0, device), built.lab.epsilon
-        guide = {t.name: v[t.name].reshape(tuple(t.parameter.shape)) for t in built.trainable}
+        guide = OnDemand(v.__getitem__)
         plus, minus = built.lab.stream.losses(batch, Direction(np.zeros(2, np.uint64), 0.0, guide, 1.0), h)
         found = algorithm.local(Round(1, 0, (0, 1, 2), 0.02), device, {}).arrays["scalars"]
         assert found[0] == np.float32((plus - minus) / (2 * h))
@@ -137,7 +138,7 @@ def test_the_variance_is_that_of_two_halves_in_one_tensor(index: int) -> None:
     scalars = [stream.standard_normal((3, n)).astype(np.float32) for n in (2, 1, 1)]
     round_ = Round(0, 0, (0, 1, 2), 0.1)
     for asked in (1, 2, 3):
-        found = algorithm.variance(round_, scalars[:asked])
+        found = algorithm.variance(round_, [Answers(round_.devices, sent) for sent in scalars[:asked]])
         assert found == pytest.approx(by_hand(tiny.built, checked, scalars[:asked]), rel=1e-5)
 
 
@@ -149,7 +150,7 @@ def test_devices_are_asked_until_the_variance_falls_below_the_threshold() -> Non
     while again:
         uploads = {device: algorithm.local(round_, device, {}).arrays for device in round_.devices}
         reply = algorithm.combine(round_, uploads)
-        seen.append(reply.arrays["scalars"])
+        seen.append(Answers(round_.devices, reply.arrays["scalars"]))
         before = weights(tiny.built.trainable)
         algorithm.apply(round_, {}, reply.arrays)
         again = reply.again
@@ -173,7 +174,7 @@ def test_more_directions_are_new_ones_on_the_same_batch() -> None:
 
 def test_a_single_contribution_has_no_spread_to_judge() -> None:
     tiny, algorithm = start({"federation.devices": 1, "method.fwdllm.variance_threshold": 1e-30})
-    assert np.isnan(algorithm.variance(Round(0, 0, (0,), 0.1), [np.ones((1, 1), np.float32)]))
+    assert np.isnan(algorithm.variance(Round(0, 0, (0,), 0.1), [Answers((0,), np.ones((1, 1), np.float32))]))
     assert tiny.play(1)[0].exchanges == 1
 
 

@@ -27,8 +27,7 @@ from fedbench.models.mapped import Mapped
 from fedbench.models.residency import RESIDENT
 from fedbench.run import execute
 from fedbench.run.build import Job
-from fedbench.run.callbacks.checkpoint import take_up
-from fedbench.run.ckpt import Checkpoint
+from fedbench.run.callbacks.checkpoint import state_of, take_up
 from fedbench.run.memory import Memory
 from fedbench.zo import micro
 
@@ -63,15 +62,8 @@ def test_a_mapped_run_goes_on_from_its_checkpoint_and_from_that_of_a_resident_on
     for first, second in ((there, there), ({}, there), (there, {})):
         stopped = Tiny(make("fedmezo", {"run.rounds": 4, **first}))
         assert stopped.run(wants_to_stop=lambda t=stopped: t.runner.next_round == 2) == "stopped"  # type: ignore[misc]
-        built, runner = stopped.built, stopped.runner
-        arrays = {f"weights/{t.name}": t.flat.copy() for t in built.trainable}
-        state = {
-            "next_round": runner.next_round,
-            "trajectory": runner.trajectory.digest.hex(),
-            "metrics": stopped.metrics.state(),
-        }
         resumed = Tiny(make("fedmezo", {"run.rounds": 4, **second}))
-        take_up(Checkpoint(arrays, state), resumed.runner, resumed.metrics)
+        take_up(state_of(stopped.runner, stopped.metrics), resumed.runner, resumed.metrics)
         resumed.run()
         assert resumed.runner.trajectory.digest == straight.runner.trajectory.digest
 

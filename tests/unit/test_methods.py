@@ -20,7 +20,7 @@ from fedbench.data.embedded import LENGTH
 from fedbench.models.cut import Cut
 from fedbench.run.build import METHODS, PUBLIC_BATCH, Built
 from fedbench.run.callbacks.metrics import evaluate
-from fedbench.run.callbacks.traffic import ID_BYTES
+from fedbench.run.traffic import ID_BYTES
 from fedbench.zo.direction import Terms
 from fedbench.zo.kernels import cpu
 
@@ -50,7 +50,7 @@ def test_bytes_are_those_of_the_formulas(method: str, federation: str) -> None:
     last: dict[int, int] = {}
     for number, (found, devices) in enumerate(zip(tiny.metrics.rows[1:], tiny.metrics.device_rows, strict=True)):
         ups = row.uplinks(costs, number) if row.uplinks else [up] * sampled
-        assert devices["uplink_bytes"] == ups
+        assert devices["uplink_bytes"].tolist() == ups
         assert found["uplink_bytes"] == (round(sum(ups) / sampled) if sampled else 0)
         downs = []
         for device in built.sampled(number):
@@ -61,10 +61,10 @@ def test_bytes_are_those_of_the_formulas(method: str, federation: str) -> None:
                 missed = reply if number else 0
             downs.append(min(missed, model) + (0 if row.once and number else plan))
             last[device] = number
-        assert devices["downlink_bytes"] == downs
-        assert devices["device"] == list(built.sampled(number))
+        assert devices["downlink_bytes"].tolist() == downs
+        assert devices["device"].tolist() == list(built.sampled(number))
         assert found["downlink_bytes"] == (round(sum(downs) / sampled) if sampled else 0)
-    assert tiny.metrics.traffic.closing() == min(reply, model)
+    assert tiny.runner.traffic.closing() == min(reply, model)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,10 +124,11 @@ class Log:
 
     def _note(self, round_: Round, plan: Arrays, reply: Arrays) -> None:
         guides = getattr(self._built.algorithm, "_guides", None)
+        seen = plan
         if guides is not None and plan:
             guide, _ = guides.span(plan).mix(np.ones(1))
-            plan = {t.name: written_out(guide, t) for t in self._built.trainable}
-        copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (plan, reply))
+            seen = {t.name: written_out(guide, t) for t in self._built.trainable}
+        copies = ({name: np.array(array) for name, array in arrays.items()} for arrays in (seen, reply))
         self.entries.append((round_, *copies))
         self._apply(round_, plan, reply)
 
@@ -316,6 +317,7 @@ def test_fedavgs_optimisers_are_torchs(optimizer: str, decay: float) -> None:
     other = copy.deepcopy(built.cut)
     names = {t.name for t in built.trainable}
     chosen = [p for name, p in other.named_parameters() if name in names]
+    tiny = Tiny(built)
     for number in range(2):
         kind: Any = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
         optimiser = kind(chosen, lr=0.01, weight_decay=decay)  # a fresh one each round: its state is discarded
@@ -324,7 +326,7 @@ def test_fedavgs_optimisers_are_torchs(optimizer: str, decay: float) -> None:
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(other(batch), batch.labels).backward()
             optimiser.step()
-        Tiny(built).runner.play(number)
+        tiny.play(1)
     expected = {name: p.detach().numpy() for name, p in other.named_parameters() if name in names}
     np.testing.assert_allclose(flat(weights(built.trainable)), flat(expected), atol=2e-5)
 
@@ -371,10 +373,8 @@ def test_fedavg_from_public_starts_where_public_only_ends(part: str) -> None:
         tensor.assign(trained.values())
     built = make("fedavg", changes | {"method.fedavg.public_rounds": steps, "method.fedavg.public_lr": lr})
     start = weights(built.trainable)
-    outcomes = []
-    for number in range(2):
-        Tiny(plain).runner.play(number)
-        outcomes.append(Tiny(built).runner.play(number))
+    Tiny(plain).play(2)
+    outcomes = Tiny(built).play(2)
     assert not np.array_equal(flat(weights(built.trainable)), flat(start))
     np.testing.assert_array_equal(flat(weights(built.trainable)), flat(weights(plain.trainable)))
     assert [outcome.plan_bytes for outcome in outcomes] == [SCALAR * built.trainable.size, 0]

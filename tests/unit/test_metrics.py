@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from fedbench.base import records
 from fedbench.base.errors import NumericsError
 from fedbench.run import finish
 from fedbench.run.build import Built
+from fedbench.run.callbacks.checkpoint import state_of
 from fedbench.run.callbacks.metrics import Metrics, evaluate
-from fedbench.run.memory import CUMULATIVE, PHASES, device_peak
+from fedbench.run.memory import CUMULATIVE, PHASES, Evaluating, device_peak
 from fedbench.run.runner import Outcome
 
 QUICK = {"model.trainable": "head", "federation.batch_size": 2}
@@ -52,7 +54,7 @@ def test_a_probing_step_below_what_losses_resolve_is_noticed_in_a_real_run() -> 
 def test_the_guards_count_survives_a_stop() -> None:
     tiny, other = Tiny(make("fedmezo", QUICK, evaluated=4)), Tiny(make("fedmezo", QUICK, evaluated=4))
     tiny.metrics._guard(Outcome(0, scalars=200, zero_scalars=200))
-    other.metrics.restore(tiny.metrics.state())
+    other.metrics.restore(tiny.metrics.state(), tiny.metrics.device_columns())
     with pytest.raises(NumericsError, match="300 of 300"):
         other.metrics._guard(Outcome(1, scalars=100, zero_scalars=100))
 
@@ -167,7 +169,7 @@ class Story:
                 row |= {"dev_accuracy": dev_value, "test_accuracy": test_value}
             self.tiny.metrics.rows.append(row)
             if number:
-                self.tiny.metrics.device_rows.append({key: [0, 0, 0] for key in records.DEVICE_COLUMNS})  # type: ignore[arg-type]
+                self.tiny.metrics.device_rows.append({key: np.zeros(3) for key in records.DEVICE_COLUMNS})
 
     def summary(self) -> records.Summary:
         return finish.assemble(self.tiny.runner, self.tiny.metrics, NO_RANKS, "rounds", {}).summary
@@ -265,10 +267,38 @@ def test_a_resumed_run_does_not_evaluate_the_start_again() -> None:
     tiny = Tiny(make("fedmezo", QUICK, evaluated=4))
     tiny.metrics.started()
     other = Metrics(replace(tiny.built, cut=None), tiny.runner, tiny.clock)  # type: ignore[arg-type]
-    other.restore(tiny.metrics.state())
+    other.restore(tiny.metrics.state(), tiny.metrics.device_columns())
     other.started()  # with a look at the model it would fail
     assert other.rows == tiny.metrics.rows
     assert other.probe_accuracy == tiny.metrics.probe_accuracy
+
+
+def test_memory_hears_of_evaluations_alone() -> None:
+    class Phases:
+        def __init__(self) -> None:
+            self.entered: list[str] = []
+
+        def enter(self, phase: str) -> None:
+            self.entered.append(phase)
+
+    tiny, phases = Tiny(make("fedmezo", QUICK | {"run.rounds": 5, "run.eval_every": 2}, evaluated=4)), Phases()
+    tiny.runner.run([Evaluating(tiny.metrics, phases)], lambda: False)  # type: ignore[arg-type]
+    evaluated = [row["round"] for row in tiny.metrics.rows if "dev_accuracy" in row]
+    assert evaluated == [-1, 1, 3, 4]
+    assert phases.entered == ["evaluate", "train"] * 4
+
+
+def test_what_grows_with_devices_is_kept_in_arrays() -> None:
+    texts = []
+    for devices in (3, 30):
+        tiny = Tiny(make("fedmezo", QUICK | {"federation.devices": devices, "run.rounds": 2}, evaluated=4))
+        tiny.run()
+        kept = state_of(tiny.runner, tiny.metrics)
+        texts.append(len(json.dumps(kept.state)))
+        assert sum(a.nbytes for name, a in kept.arrays.items() if name.startswith("devices/")) == 64 * 2 * devices
+        held = sum(a.nbytes for row in tiny.metrics.device_rows for a in row.values())
+        assert held == 64 * 2 * devices
+    assert abs(texts[1] - texts[0]) < 200
 
 
 def test_the_mean_of_devices_with_different_bytes_is_a_whole_number() -> None:

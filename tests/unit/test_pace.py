@@ -84,7 +84,7 @@ def test_an_outbox_starts_what_is_due_in_order() -> None:
     assert outbox.release() == 1.0
     assert log == ["a", "b"]
     clock.now = 103.0
-    assert (outbox.release(), outbox.release(), len(outbox)) == (0.0, math.inf, 0)
+    assert (outbox.release(), outbox.release()) == (0.0, math.inf)
     assert log == ["a", "b", "c", "d"]
     assert not any(message.done() for message in held)
 
@@ -113,6 +113,12 @@ def test_a_plan_arrives_unit_by_unit_when_its_transfer_is_over() -> None:
         assert arrived(two) == [True, True]
 
 
+def test_only_paced_links_ask_who_hosts_whom() -> None:
+    devices = (0, 1, 2, 5)
+    assert paced_stars(Ticks())[0]._links(devices) == {1: [0, 2], 2: [1, 5]}
+    assert Star(Rank(Hub(3), 0), 5.0, Clock())._links(devices) == {}
+
+
 def test_an_upload_is_under_way_while_the_next_device_computes() -> None:
     """The rank polls from within the computation; nothing else moves the first device's scalars."""
     clock = Ticks()
@@ -130,11 +136,31 @@ def test_an_upload_is_under_way_while_the_next_device_computes() -> None:
     assert not inboxes[1].requests[0].done()
 
 
+def test_a_wait_is_one_span_that_says_for_what() -> None:
+    clock = Clock()
+    clock.keep(1, 100)
+    clock.begin(0)
+    link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s")
+    topology = connect(Loopback(), clock, CommSection(progress="none", deadline_s=5.0), link.link, 0)
+    place, made = Place(0, 0, -1, 0), {"a": np.ones(2500, np.float32)}
+    units = [Unit("a", (2500,))]  # 10 ms
+    topology.down("plan", units, made, place, devices=(0,))["a"].sum()
+    inboxes = topology.expect((0,), lambda _: units, place)
+    topology.report((0,), 0, units, made, place, Note())
+    topology.gather(inboxes)
+    topology.down("plan", units, made, place, devices=(0,))
+    topology.down("plan", units, made, place, devices=(0,))
+    topology.finish()
+    waits = [(span.unit, span.length_s) for _, span in clock.spans if span.kind == "wait"]
+    assert [unit for unit, _ in waits] == ["plan/a", "upload", "last plan", "own messages"]
+    assert clock.seconds("wait") == pytest.approx(sum(length for _, length in waits))
+
+
 @pytest.mark.parametrize("progress", ["none", "poll", "thread"])
 def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
     link = LinkSection(clock="paced", down="8Mbit/s", up="8Mbit/s", latency="20ms")
     comm = CommSection(progress=progress, deadline_s=5.0)  # type: ignore[arg-type]
-    topology = connect(Loopback(), Clock(), comm, link, 0)
+    topology = connect(Loopback(), Clock(), comm, link.link, 0)
     units, place = [Unit("a", (24_982,))], Place(0, 0, -1, 0)  # 100 kB: 0.1 s
     start = time.monotonic()
     inbox = topology.down("plan", units, {"a": np.ones(24_982, np.float32)}, place, devices=(0,))
@@ -151,7 +177,7 @@ def test_real_links_take_their_time_under_every_policy(progress: str) -> None:
 
 def test_waits_release_what_is_held_back() -> None:
     link = LinkSection(clock="paced", latency="60ms")
-    topology: Topology = connect(Loopback(), Clock(), CommSection(progress="none", deadline_s=5.0), link, 0)
+    topology: Topology = connect(Loopback(), Clock(), CommSection(progress="none", deadline_s=5.0), link.link, 0)
     start = time.monotonic()
     inbox = topology.down("plan", UNITS[:1], {"a": np.ones(232, np.float32)}, Place(0, 0, -1, 0), devices=(0,))
     assert inbox["a"].sum() == 232

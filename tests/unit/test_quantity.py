@@ -8,7 +8,7 @@ import pytest
 
 from fedbench.base.job import LinkSection
 from fedbench.base.link import Link
-from fedbench.base.quantity import bit_s, seconds
+from fedbench.base.quantity import bit_s, seconds, size_bytes
 
 #: text -> bit/s
 RATES = {
@@ -17,6 +17,16 @@ RATES = {
 }  # fmt: skip
 #: text -> seconds
 TIMES = {"20ms": 0.02, "1.5s": 1.5, "50us": 5e-5, "2min": 120.0, "0s": 0.0, "1e-3 s": 1e-3}
+#: text -> bytes
+SIZES = {
+    "512MB": 5.12e8,
+    "4GiB": 2.0**32,
+    "1 KiB": 1024.0,
+    "1.5kB": 1500.0,
+    "7B": 7.0,
+    "1e3 MiB": 1e3 * 2**20,
+    "2GB": 2e9,
+}
 BAD_RATES = (
     "",
     "100",
@@ -30,6 +40,7 @@ BAD_RATES = (
     "infbit/s",
     "1e999bit/s",
 )
+BAD_SIZES = ("", "4", "GiB", "4Gi", "4gb", "0B", "-1B", "4 G B", "1TB", "nanB", "1e999B")
 BAD_TIMES = ("", "20", "ms", "-1ms", "20 m s", "1h", "nan s", "1e s", "1e999s")
 
 
@@ -43,8 +54,18 @@ def test_a_time_is_seconds(text: str) -> None:
     assert seconds(text) == pytest.approx(TIMES[text], rel=1e-15)
 
 
+@pytest.mark.parametrize("text", SIZES)
+def test_a_size_is_bytes(text: str) -> None:
+    assert size_bytes(text) == pytest.approx(SIZES[text], rel=1e-15)
+
+
 @pytest.mark.parametrize(
-    ("reader", "text"), [(bit_s, text) for text in BAD_RATES] + [(seconds, text) for text in BAD_TIMES]
+    ("reader", "text"),
+    [
+        *((bit_s, text) for text in BAD_RATES),
+        *((seconds, text) for text in BAD_TIMES),
+        *((size_bytes, text) for text in BAD_SIZES),
+    ],
 )
 def test_what_is_not_read_whole_is_refused(reader: type, text: str) -> None:
     with pytest.raises(ValueError, match="found "):

@@ -16,7 +16,7 @@ from synthetic_runs import make_run
 from fedbench.base import records
 from fedbench.base.errors import ResultError
 from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
-from fedbench.results import writer
+from fedbench.results import folder, writer
 
 QUANTITIES = [
     (None, "B", "-"),
@@ -201,6 +201,18 @@ def test_memory_of_a_shared_process_is_marked() -> None:
     assert "Hatched" in drawing.caption
 
 
+def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
+    run = make_run(rounds=9)
+    trained = run.rounds["trained"]
+    trained[1:] = np.arange(9) % 4 == 0
+    for column, seconds in {"round_s": 2.0, "compute_s": 1.5}.items():
+        run.rounds[column][trained == 1] = seconds
+        run.rounds[column][trained == 0] = 0.01
+        run.rounds[column][1] = 100.0  # warm-up
+    *parts, whole = bars._parts(*arms.group([run]))
+    assert (parts[bars.PARTS.index("compute")], whole) == (1.5, 2.0)
+
+
 def test_arms_look_different_and_a_method_keeps_its_colour(runs: list[records.Run]) -> None:
     grouped = arms.group(runs)
     found = looks.looks(grouped)
@@ -269,7 +281,7 @@ def test_a_bad_file_in_a_folder_is_named_and_left_out_but_not_one_asked_for(tmp_
     bad.write_bytes(b"cut")
     (tmp_path / "runs" / "bad").mkdir()
     (tmp_path / "runs" / "bad" / "worse.h5").write_bytes(b"not a run")
-    found, skipped = build.load([tmp_path])
+    found, skipped = folder.load([tmp_path])
     assert [run.summary.run_id for run in found] == [good.summary.run_id]
     assert len(skipped) == 1
     assert "cut.h5: not an HDF5 file" in skipped[0]

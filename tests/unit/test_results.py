@@ -144,8 +144,9 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from synthetic_runs import make_run
-from fedbench.results import seal, writer
-seal.put = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+from fedbench.base import fsio
+from fedbench.results import writer
+fsio._fsync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 writer.write(Path(sys.argv[2]), make_run(rounds=9))
 """
 
@@ -204,7 +205,12 @@ def test_an_unsealed_copy_is_read_by_way_of_a_child(path: Path, tmp_path: Path, 
 
 
 UNSEALED = [
-    ("old schema", lambda file: file.attrs.__setitem__("schema_version", 0), "schema version 0; needed: 2", False),
+    (
+        "old schema",
+        lambda file: file.attrs.__setitem__("schema_version", 0),
+        "schema version 0; needed: 2. Another version of fedbench wrote it",
+        False,
+    ),
     ("incomplete", lambda file: file.attrs.__setitem__("complete", False), "incomplete", False),
     ("no schema", lambda file: file.attrs.__delitem__("schema_version"), "not a run file", True),
     ("no rounds", lambda file: file.__delitem__("rounds"), "damaged", True),

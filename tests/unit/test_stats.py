@@ -11,7 +11,7 @@ import pytest
 
 from fedbench.base import identity, stats
 from fedbench.base.config import as_tree, flatten
-from fedbench.base.job import OUTSIDE_HASH, OUTSIDE_TRAJECTORY, Config
+from fedbench.base.job import OUTSIDE_HASH, Config
 
 NAN = math.nan
 
@@ -119,7 +119,7 @@ def test_run_id_depends_on_every_key_but_those_outside_the_hash(dotted: str) -> 
 
 
 def test_every_key_outside_the_hash_exists() -> None:
-    assert flatten(_tree()).keys() >= OUTSIDE_HASH | OUTSIDE_TRAJECTORY
+    assert flatten(_tree()).keys() >= OUTSIDE_HASH
 
 
 def test_run_id_is_the_method_and_twelve_digits_whatever_the_order_of_keys() -> None:

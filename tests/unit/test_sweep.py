@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from fedbench.__main__ import main
+from fedbench.base import identity
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.batch import failures, grid, lanes, local, lock, manifest, sweep
+from fedbench.batch import done, failures, grid, lanes, local, lock, manifest, sweep
 from fedbench.batch.grid import Factor
 from fedbench.batch.lanes import Outcome
 from fedbench.batch.manifest import Line
@@ -178,7 +180,9 @@ CLI: list[tuple[list[str], list[str]]] = [
     (["sweep", "make", "job.toml", "--grid-file", "no.toml", "--out", "out"], ["no.toml: no such file"]),
     (["sweep", "make", "job.toml", "--grid-file", "job.toml", "--out", "out"], ["unknown key run. Allowed: [[arm]]"]),
     (["sweep", "submit", "out", "--local"], ["out/manifest.jsonl: no such sweep", "sweep make"]),
-    (["sweep", "submit", "made"], ["--local: missing", "Slurm arrays are not there yet"]),
+    (["sweep", "submit", "made"], ["no such command, so there is no Slurm here", "--local"]),
+    (["sweep", "submit", "made", "--site", "none.env"], ["--site none.env: can't be read"]),
+    (["sweep", "submit", "made", "--local", "--time", "1"], ["--time: found beside --local"]),
     (["sweep", "submit", "made", "--local", "--parallel", "0"], ["found '0'"]),
     (["sweep", "status", "out"], ["no such sweep"]),
     (["sweep", "collect", "out"], ["no such sweep"]),
@@ -193,6 +197,7 @@ def test_wrong_words_are_one_line_and_exit_2(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
 ) -> None:
     monkeypatch.chdir(job.parent)
+    monkeypatch.setenv("PATH", "/nowhere")
     sweep.make(job, [{}], [0], None, Path("made"))
     try:
         code = main(words)
@@ -278,7 +283,10 @@ def test_one_lane_runs_all_lines_though_one_diverges_and_one_kills_its_worker(
     assert [(o.line.number, o.reason) for o in results.failed] == [(2, "ended by SIGKILL")]
     counted = sweep.status(swept)
     counts = {state: counted[state] for state in ("planned", *sweep.STATES)}
-    assert counts == {"planned": 5, "done": 3, "running": 0, "diverged": 1, "failed": 1, "resumable": 0, "missing": 0}
+    assert counts == {"planned": 5, "done": 3, "running": 0, "queued": 0, "diverged": 1, "failed": 1} | {
+        "resumable": 0,
+        "missing": 0,
+    }
     assert "not a finite number" in counted["runs"][1]["reason"]
     assert [line.number for line in sweep.to_run(swept)] == [2]
     assert [line.number for line in sweep.to_run(swept, retry=True)] == [1, 2]
@@ -290,7 +298,7 @@ def test_one_lane_runs_all_lines_though_one_diverges_and_one_kills_its_worker(
     assert main(["sweep", "submit", str(swept.folder), "--local"]) == EXIT_OK
     told = capsys.readouterr()
     assert "1 of 1" in told.err
-    assert "5 planned, 4 done, 0 running, 1 diverged" in told.err
+    assert "5 planned, 4 done, 0 running, 0 queued, 1 diverged" in told.err
     assert swept.run_file(swept.lines[0]).stat().st_mtime_ns == written
     assert main(["sweep", "status", str(swept.folder), "--json"]) == EXIT_OK
     assert json.loads(capsys.readouterr().out) == sweep.status(swept)
@@ -392,3 +400,30 @@ def test_lanes_fill_the_cores_with_the_widest_run(job: Path) -> None:
     assert width({}) == cores
     assert width({"run.ranks": cores, "run.threads": 2}) == 1
     assert local.lanes_for(()) == cores
+
+
+LINES = 10_000
+
+
+def test_the_state_of_ten_thousand_lines_is_told_in_two_seconds_of_one_core(job: Path, tmp_path: Path) -> None:
+    """Half the lines have run files that an earlier status found done; processor time, since other tests run beside."""
+    (first,) = sweep.plan(job, [{}], [0], None, {})
+    lines = []
+    for number in range(LINES):
+        config = {**first.config, "run": {**first.config["run"], "seed": number}}
+        lines.append(Line(number, identity.run_id(config), {"run.seed": number}, config))
+    swept = manifest.write(tmp_path / "out", lines)
+    (swept.folder / "runs").mkdir()
+    stamps = {}
+    for line in swept.lines[::2]:
+        swept.run_file(line).write_bytes(b"run")
+        stat = swept.run_file(line).stat()
+        stamps[line.run_id] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    (swept.folder / done.NAME).write_text(json.dumps(stamps))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = [sys.executable, "-m", "fedbench", "sweep", "status", str(swept.folder)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=100, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert told.startswith(f"{LINES} planned, {LINES // 2} done, 0 running")
+    spent_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent_s < 2.0, f"{spent_s:.2f} s"

@@ -131,6 +131,52 @@ def test_a_unit_goes_on_while_the_next_is_not_yet_there() -> None:
             assert np.array_equal(inbox[PLAN[index].name], array)
 
 
+def test_an_edge_passes_messages_on_in_their_order_whichever_it_reads_first() -> None:
+    """Plan and reply have tags of the same parity: whoever reads the reply first may not let it overtake the plan."""
+    ranks = trees(3, 1)
+    place, sent = Place(0, 0, -1, 0), {"plan": 1.0, "reply": 2.0}
+    boxes: dict[str, list[Inbox]] = {}
+    for channel, value in sent.items():
+        made = {PLAN[0].name: np.full(PLAN[0].shape, value, np.float32)}
+        boxes[channel] = [tree.down(channel, PLAN[:1], made if tree.is_cloud else None, place) for tree in ranks]
+        for tree in ranks:
+            tree._frames.next_move()  # the uploads of the exchange
+    for channel in ("reply", "plan"):
+        for inbox in boxes[channel][1:]:  # the edge first
+            assert (inbox["layer.0"] == sent[channel]).all(), channel
+
+
+def test_bundles_of_one_tag_go_up_in_their_order() -> None:
+    ranks = trees(4, 1, chunk_bytes=1)
+    units, place, devices, late = [Unit("scalars", (2,))], Place(0, 0, -1, 0), tuple(range(8200)), 3
+    cloud = ranks[0]
+    inboxes, *_ = [tree.expect(devices, lambda _: units, place) for tree in ranks]
+    assert cloud._frames.tag(1, late, 1) == cloud._frames.tag(1, late + 8191, 1), "there are no more tags"
+    assert cloud.host_of(late) != cloud.host_of(late + 8191), "so that they may come in any order"
+    for device in (*(device for device in devices if device != late), late):
+        host = ranks[cloud.host_of(device)]
+        host.report(devices, device, units, {"scalars": np.full(2, device, np.float32)}, place, Note())
+        if device in (devices[-1], late):
+            turn(ranks)
+    for device in (late, late + 8191):
+        assert inboxes[device]["scalars"][0] == device
+
+
+def test_a_channel_that_is_released_holds_no_memory_and_may_be_used_again() -> None:
+    ranks = trees(4, 1)
+    for number in range(2):
+        place, sent = Place(number, 0, -1, 0), {PLAN[0].name: np.full(PLAN[0].shape, number, np.float32)}
+        for channel in ("resume", "plan"):
+            made = [sent if tree.is_cloud else None for tree in ranks]
+            boxes = [tree.down(channel, PLAN[:1], m, place) for tree, m in zip(ranks, made, strict=True)]
+        for tree in ranks:
+            tree.release("resume")  # an edge passes on first what nobody here reads
+            assert {slot[1] for slot in tree._mail._buffers} == {"plan"}
+        assert all((box["layer.0"] == number).all() for box in boxes)
+    for tree in ranks:
+        tree.finish()
+
+
 def test_whoever_is_missing_is_named_by_the_edge_and_by_the_cloud() -> None:
     ranks = trees(6, 2)  # devices 1 and 4 on rank 4 below edge 2, 2 and 5 on rank 5 and 7 on rank 4
     place = Place(3, 0, -1, 0)

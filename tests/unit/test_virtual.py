@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tinyruns import SMALL, WORKING, Tiny, make, make_job, same, weights
+from tinyruns import SMALL, WORKING, Tiny, make, make_job, same, shrunk, weights
 
 from fedbench.algorithms.base import Round
+from fedbench.base import config
+from fedbench.base.config import Setting
 from fedbench.base.errors import ConfigError
 from fedbench.data import embedded
 from fedbench.data.private import Keyed
 from fedbench.run import build
 from fedbench.run.build import Built
+from fedbench.run.callbacks.checkpoint import state_of, take_up
+from fedbench.run.ckpt import Checkpoint
+from fedbench.run.traffic import ID_BYTES
+from fedbench.sim import draws
 from fedbench.sim.scene import Scene, scene_of
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "scale_1e6.toml"
 
 #: Settings that keep a method's rounds short; FwdLLM asks once.
 SHORT: dict[str, Any] = {
@@ -105,6 +114,44 @@ def test_a_late_answer_is_as_if_it_had_not_been_asked(method: str) -> None:
     assert same(weights(tiny.built.trainable), weights(other.built.trainable))
 
 
+def test_a_late_device_is_charged_for_what_it_was_sent_and_no_more() -> None:
+    resend = {"comm.guide_reuse": "resend", "comm.codec": "int4", "run.rounds": 6, "federation.sampled": 4}
+    tiny = Tiny(make("cooperllm", SHORT | DEADLINE | resend, evaluated=4))
+    outcomes = tiny.play(6)
+    last: dict[int, int] = {}
+    seen = set()
+    for number, outcome in enumerate(outcomes):
+        for slot, device in enumerate(outcome.devices):
+            seen.add((outcome.answered[slot], device in last))
+            since = last.get(device, 0)
+            replies = sum(o.reply_bytes + ID_BYTES * len(o.in_force) for o in outcomes[since:number] if o.reply_bytes)
+            plans = sum(o.plan_bytes for o in outcomes[since + (device in last) : number])
+            again = outcome.resent_bytes if outcome.answered[slot] else 0  # the update of those that came in time
+            missed = min(replies + plans, 4 * tiny.built.trainable.size)
+            assert outcome.down_bytes[slot] == missed + outcome.plan_bytes + again, (number, device)
+            last[device] = number
+    assert seen == {(a, b) for a in (True, False) for b in (True, False)}
+
+
+def test_a_tree_decides_who_is_late_and_its_times_are_the_other_ones_of_the_star() -> None:
+    narrow = {"profile.trunk": "1Mbit/s", "comm.edges": 3, "link.jitter": "0s", "run.rounds": 2}
+    for deadline in ({}, {"profile.deadline_s": 0.6}):
+        star, tree = (
+            Tiny(make("cooperllm", SHORT | VIRTUAL | narrow | deadline | {"comm.topology": topology}, evaluated=4))
+            for topology in ("star", "tree")
+        )
+        one, two = star.play(2), tree.play(2)
+        if not deadline:
+            for left, right in zip(one, two, strict=True):
+                assert left.times is not None
+                assert right.times is not None
+                assert (left.times.total, left.sim_other_s) == (right.sim_other_s, right.times.total)
+                assert left.times.total > right.times.total, "edges have trunks of their own"
+        assert [len(outcome.in_force) for outcome in two] == [6, 6]
+        assert [len(outcome.in_force) for outcome in one] == ([0, 0] if deadline else [6, 6])
+        assert (star.runner.trajectory.digest == tree.runner.trajectory.digest) == (not deadline)
+
+
 def test_sprys_tensors_stay_where_their_owner_is_late() -> None:
     tiny = Tiny(make("spry", SHORT | DEADLINE | {"federation.devices": 3}, evaluated=4))
     algorithm: Any = tiny.built.algorithm
@@ -176,12 +223,8 @@ def test_a_resumed_run_knows_who_missed_what(method: str) -> None:
     first = Tiny(make(method, changes, evaluated=4))
     assert first.run(wants_to_stop=lambda: first.runner.next_round == 3) == "stopped"
     second = Tiny(make(method, changes, evaluated=4))
-    for tensor, kept in zip(second.built.trainable, first.built.trainable, strict=True):
-        tensor.assign(kept.values())
-    second.built.algorithm.restore(first.built.algorithm.state())
-    second.metrics.restore(json.loads(json.dumps(first.metrics.state())))
-    second.runner.next_round = 3
-    second.runner.trajectory.digest = first.runner.trajectory.digest
+    kept = state_of(first.runner, first.metrics)
+    take_up(Checkpoint(kept.arrays, json.loads(json.dumps(kept.state))), second.runner, second.metrics)
     second.run()
     assert second.runner.trajectory.digest == straight.runner.trajectory.digest
     for column in ("sim_s", "sim_other_s", "sim_bound_s", "downlink_bytes", "answered", "trained", "device_flops"):
@@ -189,15 +232,19 @@ def test_a_resumed_run_knows_who_missed_what(method: str) -> None:
         np.testing.assert_array_equal(*found)
 
 
-#: Plans that are kept; and coded ones that are sent again for a second probe and for updates.
-SENDING: list[dict[str, Any]] = [
-    {},
-    {"comm.guide_reuse": "resend", "comm.codec": "int4", "federation.local_steps": 2, "federation.devices": 2},
+#: Settings, and which of six rounds train, one in three being due: plans that are kept; coded ones that are sent again
+#: for a second probe and for updates; plans of every second round; devices that drop out.
+RESEND = {"comm.guide_reuse": "resend", "comm.codec": "int4", "federation.local_steps": 2, "federation.devices": 2}
+SENDING: list[tuple[dict[str, Any], list[int]]] = [
+    ({}, [0, 3]),
+    (RESEND, [0, 3]),
+    ({"method.cooperllm.guide_every": 2}, [0, 1, 3]),
+    ({"profile.dropout": 0.3, "federation.local_steps": 2}, [0, 3]),
 ]
 
 
-@pytest.mark.parametrize("sending", SENDING, ids=["keep", "resend"])
-def test_rounds_that_are_timed_count_as_the_last_that_trained(sending: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("sending", "due"), SENDING, ids=["keep", "resend", "every second", "dropouts"])
+def test_rounds_that_are_timed_count_as_the_last_that_trained(sending: dict[str, Any], due: list[int]) -> None:
     changes = SHORT | VIRTUAL | {"run.train_every": 3, "run.rounds": 6, "profile.name": "lte", "link.jitter": "0s"}
     changes |= sending
     tiny = Tiny(make("cooperllm", changes, evaluated=4))
@@ -207,11 +254,8 @@ def test_rounds_that_are_timed_count_as_the_last_that_trained(sending: dict[str,
         (outcome,) = tiny.play(1)
         seen.append(weights(tiny.built.trainable))
         rows.append(outcome)
-    assert [outcome.trained for outcome in rows] == [True, False, False, True, False, False]
-    assert not same(start, seen[0])
-    assert same(seen[0], seen[2])
-    assert not same(seen[2], seen[3])
-    assert same(seen[3], seen[5])
+    for number, (before, after) in enumerate(zip([start, *seen], seen, strict=False)):
+        assert rows[number].trained == (number in due) == (not same(before, after)), number
     played = Tiny(make("cooperllm", changes | {"run.train_every": 1}, evaluated=4)).play(6)
     for timed, real in zip(rows, played, strict=True):
         assert (timed.flops, timed.up_bytes, timed.down_bytes) == (real.flops, real.up_bytes, real.down_bytes)
@@ -219,9 +263,10 @@ def test_rounds_that_are_timed_count_as_the_last_that_trained(sending: dict[str,
             real.plan_bytes, real.reply_bytes, real.cloud_flops,
         )  # fmt: skip
         assert (timed.resent, timed.resent_bytes, timed.told) == (real.resent, real.resent_bytes, real.told)
-        assert (timed.resent_bytes > 0) == bool(sending)
+        assert (timed.resent_bytes > 0) == (sending is RESEND)
         assert timed.replay_ops == real.replay_ops
-        assert timed.sim_device_s == real.sim_device_s
+        assert (timed.answered, timed.took_part) == (real.answered, real.took_part)
+        np.testing.assert_array_equal(timed.sim_device_s, real.sim_device_s)
         assert timed.times == real.times
 
 
@@ -246,6 +291,17 @@ def test_a_trained_round_that_nobody_answered_is_no_model_for_timed_ones() -> No
 def test_a_guide_made_ahead_needs_every_round_trained() -> None:
     with pytest.raises(ConfigError, match=r"comm.guide_lag: found 1 with run.train_every = 2"):
         build_scene(VIRTUAL | {"comm.guide_lag": 1, "run.train_every": 2})
+
+
+def test_both_topologies_see_the_same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    lognormal = draws.lognormal
+    monkeypatch.setattr(
+        draws, "lognormal", lambda seed, purpose, *rest: asked.append(purpose) or lognormal(seed, purpose, *rest)
+    )
+    (outcome,) = Tiny(make("fedmezo", SHORT | VIRTUAL | {"profile.spread": 0.5}, evaluated=4)).play(1)
+    assert asked == ["device speed", "link rate"], "drawn once for the star and the tree"
+    assert outcome.sim_other_s > 0
 
 
 def test_simulated_time_is_the_same_on_a_second_run_and_depends_on_the_seed() -> None:
@@ -279,6 +335,22 @@ def test_keyed_rows_of_text_are_refused() -> None:
     text = config.model_copy(update={"data": config.data.model_copy(update={"private": "trec"})})
     with pytest.raises(ConfigError, match=r"federation.partition: found 'keyed' with data.private = 'trec'"):
         build.private_rows(text, make("fedmezo", SMALL).splits.train)
+
+
+def test_the_job_of_a_million_devices_trains_times_and_loses_some() -> None:
+    fewer = {("federation", "sampled"): 20, ("run", "rounds"): 22, ("run", "eval_every"): 22}
+    loaded = config.load(JOB, [Setting(path, value) for path, value in fewer.items()])
+    tiny = Tiny(shrunk(build.construct(build.resolve(loaded, str(JOB))), 8))
+    assert tiny.run() == "rounds"
+    rows = tiny.metrics.rows[1:]
+    assert [row["round"] for row in rows if row["trained"]] == [0, 20]
+    answered = [row["answered"] for row in rows]
+    assert max(answered) <= 20
+    assert 0 < min(answered) < 20, "some drop out"
+    for row in rows:
+        assert 0 < row["sim_s"] <= 10.0 + 1e-6, "the deadline, in the one exchange of a round"
+        assert 0 < row["sim_other_s"] != row["sim_s"], "the tree beside the star"
+        assert row["device_flops"] == rows[0]["device_flops"]
 
 
 def test_a_million_devices_cost_what_the_sampled_ones_do() -> None:

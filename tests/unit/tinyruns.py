@@ -15,13 +15,16 @@ from fedbench.base import config
 from fedbench.base.clock import Clock
 from fedbench.base.config import Setting
 from fedbench.base.errors import FedbenchError
+from fedbench.comm.connect import connect
 from fedbench.comm.loopback import Loopback
 from fedbench.comm.star import Star
+from fedbench.comm.topology import Topology
 from fedbench.models.trainable import Tensor, Trainable
 from fedbench.run import build
 from fedbench.run.build import METHODS, Built, Job, resolve
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.runner import Outcome, Runner
+from fedbench.sim.profiles import link_of
 from fedbench.zo.kernels import reference
 from fedbench.zo.ranges import Guide
 
@@ -74,7 +77,10 @@ class Tiny:
     def __init__(self, built: Built) -> None:
         self.built = built
         self.clock = Clock()
-        self.star = Star(Loopback(), 5.0, self.clock, lz4=built.job.config.comm.lz4)
+        config = built.job.config
+        self.star: Topology = Star(Loopback(), 5.0, self.clock, lz4=config.comm.lz4)
+        if config.link.clock == "paced":
+            self.star = connect(Loopback(), self.clock, config.comm, link_of(config), config.run.seed)
         self.runner = Runner(built, self.star, self.clock)
         self.metrics = Metrics(built, self.runner, self.clock)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,26 @@ class SaveCheckpoint:
 
     def save(self) -> None:
         """Write the state at this round boundary."""
-        built, runner = self._runner.built, self._runner
-        arrays = {f"weights/{t.name}": t.values() for t in built.trainable}
-        arrays |= {f"method/{name}": array for name, array in built.algorithm.state().items()}
-        arrays |= {f"coder/{name}": array for name, array in runner.plans.coder.state().items()}
-        state: dict[str, Any] = {
-            "next_round": runner.next_round,
-            "trajectory": runner.trajectory.digest.hex(),
-            "metrics": self._metrics.state(),
-        }
-        self._store.save(Checkpoint(arrays, state))
+        self._store.save(state_of(self._runner, self._metrics))
+
+
+def state_of(runner: Runner, metrics: Metrics) -> Checkpoint:
+    """Return what a run on rank 0 goes on from at this round boundary: what grows with devices as arrays."""
+    parts: dict[str, Mapping[str, np.ndarray]] = {
+        "weights": {t.name: t.values() for t in runner.built.trainable},
+        "method": runner.built.algorithm.state(),
+        "coder": runner.plans.coder.state(),
+        "traffic": runner.traffic.state(),
+        "devices": metrics.device_columns(),
+    }
+    state: dict[str, Any] = {
+        "next_round": runner.next_round,
+        "trajectory": runner.trajectory.digest.hex(),
+        "metrics": metrics.state(),
+        "virtual": None if runner.virtual is None else runner.virtual.state(),
+        "rates": {} if runner.plans.chooser is None else runner.plans.chooser.state(),
+    }
+    return Checkpoint({f"{part}/{name}": a for part, arrays in parts.items() for name, a in arrays.items()}, state)
 
 
 def take_up(checkpoint: Checkpoint, runner: Runner, metrics: Metrics) -> None:
@@ -50,9 +61,14 @@ def take_up(checkpoint: Checkpoint, runner: Runner, metrics: Metrics) -> None:
         tensor.assign(checkpoint.arrays[f"weights/{tensor.name}"])
     runner.built.algorithm.restore(_part("method/", checkpoint))
     runner.plans.coder.restore(_part("coder/", checkpoint))
+    runner.traffic.restore(_part("traffic/", checkpoint))
     runner.next_round = int(checkpoint.state["next_round"])
     runner.trajectory.digest = bytes.fromhex(checkpoint.state["trajectory"])
-    metrics.restore(dict(checkpoint.state["metrics"]))
+    if runner.plans.chooser is not None:
+        runner.plans.chooser.restore(checkpoint.state["rates"])
+    if runner.virtual is not None:
+        runner.virtual.restore(checkpoint.state["virtual"])
+    metrics.restore(dict(checkpoint.state["metrics"]), _part("devices/", checkpoint))
 
 
 def _part(prefix: str, checkpoint: Checkpoint) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ Lives on rank 0. It reads the model and never changes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from fedbench.base.clock import Clock
 from fedbench.base.errors import NumericsError
-from fedbench.base.records import ROUND_COLUMNS, SIMULATED
+from fedbench.base.records import DEVICE_COLUMNS, ROUND_COLUMNS, SIMULATED
 from fedbench.data.rows import Rows
 from fedbench.models.cut import Cut
 from fedbench.models.probe import logistic_accuracy
@@ -43,10 +43,9 @@ class Metrics:
         self._clock = clock
         self._config = built.job.config
         self.rows: list[dict[str, float]] = []
-        self.device_rows: list[dict[str, Sequence[float]]] = []
+        self.device_rows: list[dict[str, np.ndarray]] = []
         self.codec_rows: list[tuple[int, str, float]] = []
         self.probe_accuracy: float | None = None
-        self.traffic = runner.traffic
         self._scalars = self._zeros = 0
 
     def started(self) -> None:
@@ -76,7 +75,7 @@ class Metrics:
             "query_radius": outcome.query_radius,
             "uplink_bytes": _whole_mean(list(compress(outcome.up_bytes, here))),
             "downlink_bytes": _whole_mean(list(compress(outcome.down_bytes, here))),
-            "edge_bytes": self.traffic.to_edges(),
+            "edge_bytes": self._runner.traffic.to_edges(),
             "kept_bytes": self._kept(outcome),
             "wire_bytes": outcome.wire_bytes,
             "device_flops": _mean(list(compress(outcome.flops, here)), 0.0),
@@ -94,50 +93,56 @@ class Metrics:
             "sim_energy_j": _mean(list(compress(outcome.energy_j, here))),
             **_simulated(outcome),
         }
-        last = outcome.number + 1 == self._config.run.rounds
-        done, run = outcome.number + 1, self._config.run
-        if last or done <= run.eval_first or done % run.eval_every == 0:
+        if self.evaluates(outcome.number):
             row |= self._evaluated()
         self.rows.append(row)
-        self.device_rows.append(
-            {
-                "device": list(outcome.devices),
-                "loss": outcome.losses,
-                "uplink_bytes": outcome.up_bytes,
-                "downlink_bytes": outcome.down_bytes,
-                "flops": outcome.flops,
-                "compute_s": outcome.compute_s,
-                "answered": [int(counts) for counts in outcome.answered],
-                "sim_s": outcome.sim_device_s,
-                "sim_energy_j": outcome.energy_j,
-            }
-        )
+        devices: dict[str, Sequence[float]] = {
+            "device": outcome.devices,
+            "loss": outcome.losses,
+            "uplink_bytes": outcome.up_bytes,
+            "downlink_bytes": outcome.down_bytes,
+            "flops": outcome.flops,
+            "compute_s": outcome.compute_s,
+            "answered": outcome.answered,
+            "sim_s": outcome.sim_device_s,
+            "sim_energy_j": outcome.energy_j,
+        }
+        self.device_rows.append({name: np.array(devices[name], c.dtype) for name, c in DEVICE_COLUMNS.items()})
         self.codec_rows += [(outcome.number, unit, bits) for unit, bits in outcome.bits]
         target = self._config.run.target_accuracy
         reached = target is not None and row.get("dev_accuracy", 0.0) >= target
         return reached and self._config.run.stop_at_target
 
+    def evaluates(self, number: int) -> bool:
+        """Return whether the model is evaluated after a round."""
+        done, run = number + 1, self._config.run
+        return done == run.rounds or done <= run.eval_first or done % run.eval_every == 0
+
     def state(self) -> dict[str, Any]:
-        """Return everything as a tree that JSON can hold."""
+        """Return everything but what devices did as a tree that JSON can hold."""
         return {
             "rows": self.rows,
-            "device_rows": self.device_rows,
             "codec_rows": self.codec_rows,
             "probe_accuracy": self.probe_accuracy,
-            "traffic": self.traffic.state(),
             "zeros": [self._zeros, self._scalars],
-            "virtual": None if self._runner.virtual is None else self._runner.virtual.state(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
-        self.rows, self.device_rows = state["rows"], state["device_rows"]
+    def device_columns(self) -> dict[str, np.ndarray]:
+        """Return the columns of what devices did, [rounds, sampled] each."""
+        rounds = len(self.device_rows)
+        return {
+            name: np.array([row[name] for row in self.device_rows], column.dtype).reshape(rounds, -1 if rounds else 0)
+            for name, column in DEVICE_COLUMNS.items()
+        }
+
+    def restore(self, state: dict[str, Any], devices: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state` and `device_columns` returned."""
+        self.rows = state["rows"]
+        rounds = range(len(next(iter(devices.values()))))
+        self.device_rows = [{name: devices[name][number] for name in DEVICE_COLUMNS} for number in rounds]
         self.codec_rows = [(number, unit, bits) for number, unit, bits in state["codec_rows"]]
         self.probe_accuracy = state["probe_accuracy"]
-        self.traffic.restore(state["traffic"])
         self._zeros, self._scalars = state["zeros"]
-        if self._runner.virtual is not None:
-            self._runner.virtual.restore(state["virtual"])
 
     def _evaluated(self) -> dict[str, float]:
         """Return the evaluation columns and join the weights to the trajectory."""
@@ -165,7 +170,9 @@ class Metrics:
         return outcome.plan_bytes or int(self.rows[-1].get("kept_bytes", 0))
 
     def _slowest(self, outcome: Outcome) -> float:
-        """Return the longest compute of a rank: its devices one after the other."""
+        """Return the longest compute of a rank: its devices one after the other; 0 in a round that is timed alone."""
+        if not any(outcome.compute_s):
+            return 0.0
         star = self._runner.star
         by_rank: dict[int, float] = {}
         for device, seconds in zip(outcome.devices, outcome.compute_s, strict=True):

@@ -2,13 +2,16 @@
 
 `FEDBENCH_FAULT=KIND:RANK:PLACE` makes one rank misbehave at one place (PLACES); the moment
 goes to the file named by `FEDBENCH_FAULT_MARK`. `FEDBENCH_FAULT_SMALL=1` makes the embedded
-task's evaluation splits small. Without these variables nothing happens.
+task's evaluation splits small. `FEDBENCH_FAULT_CLOCK=STEP:CALLS` sets the wall clock STEP seconds on after so many
+looks at it, and back again after as many more, and so on. Without these variables nothing happens.
 """
 
 from __future__ import annotations
 
+import datetime
 import importlib.abc
 import importlib.machinery
+import itertools
 import os
 import signal
 import sys
@@ -19,6 +22,9 @@ from types import ModuleType
 from typing import Any
 
 Change = Callable[[Any], None]
+
+#: Who tells a process its rank, mpirun or srun; the last is for jobs without a launcher, whose only process is its own.
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "FEDBENCH_FAULT_ALONE")
 
 #: The round at whose start `round` strikes.
 ROUND = 1
@@ -69,6 +75,7 @@ KINDS: dict[str, Callable[[], None]] = {
     "stop": _signal(signal.SIGSTOP),
     "full": _disk_full,
     "user": _user_error,
+    "note": lambda: None,
     "pause": lambda: time.sleep(PAUSE_S),
     "hang": lambda: time.sleep(600),
 }
@@ -132,14 +139,34 @@ def _small(module: Any) -> None:
     module.DEV_ROWS, module.TEST_ROWS = 48, 64
 
 
+def _stepping(step_s: float, calls: int) -> None:
+    """Let Python's wall clocks jump; a look at the clock by C code is not among them."""
+    looks, read, read_ns = itertools.count(1), time.time, time.time_ns
+
+    def ahead() -> float:
+        return step_s if next(looks) // calls % 2 else 0.0
+
+    class Stepped(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return super().now(tz) + datetime.timedelta(seconds=ahead())
+
+    time.time = lambda: read() + ahead()
+    time.time_ns = lambda: read_ns() + int(ahead() * 1e9)
+    datetime.datetime = Stepped  # type: ignore[misc]
+
+
 def _install() -> None:
+    if os.environ.get("FEDBENCH_FAULT_CLOCK"):
+        step, calls = os.environ["FEDBENCH_FAULT_CLOCK"].split(":")
+        _stepping(float(step), int(calls))
     if os.environ.get("FEDBENCH_FAULT_SMALL"):
         sys.meta_path.insert(0, _Changed("fedbench.data.embedded", _small))
     wanted = os.environ.get("FEDBENCH_FAULT")
     if not wanted:
         return
     kind, ranks, place = wanted.split(":")
-    mine = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK"))
+    mine = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), None)
     if mine is not None and ranks in (mine, "all"):
         module, function = PLACES[place]
         sys.meta_path.insert(0, _Changed(module, _before(function, kind, place)))

@@ -11,8 +11,9 @@ reply from the cloud once, whoever takes part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from fedbench.algorithms.base import CatchUp
 
@@ -83,18 +84,19 @@ class Traffic:
         """Return the bytes that a device of the last round fetches when training has ended."""
         return min(self._replies[-1], self._model_bytes) if self._replies else 0
 
-    def state(self) -> dict[str, Any]:
-        """Return a tree that JSON can hold."""
-        last = [[device, number, told] for device, (number, told) in self._last.items()]
-        return {"plans": self._plans, "replies": self._replies, "last": last}
+    def state(self) -> dict[str, np.ndarray]:
+        """Return int64: `plans` and `replies` [rounds], and `last` [devices, 3] of device, round and bytes told."""
+        last = [(device, number, told) for device, (number, told) in self._last.items()]
+        sums = {"plans": np.array(self._plans, np.int64), "replies": np.array(self._replies, np.int64)}
+        return sums | {"last": np.array(last, np.int64).reshape(-1, 3)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Take back what `state` returned."""
-        self._plans, self._replies = (list(state[name]) for name in ("plans", "replies"))
+        self._plans, self._replies = (state[name].tolist() for name in ("plans", "replies"))
         self._history = [0]
         for plan, reply in zip(self._plans, self._replies, strict=True):
             self._history.append(self._history[-1] + plan + reply)
-        self._last = {int(device): (int(number), int(told)) for device, number, told in state["last"]}
+        self._last = {device: (number, told) for device, number, told in state["last"].tolist()}
 
     def _history_of(self, device: int, number: int) -> int:
         """Return the bytes of what a device missed before a round, be the model less or not."""

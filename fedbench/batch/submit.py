@@ -1,0 +1,51 @@
+"""`fedbench sweep submit` on Slurm: what is neither done nor in the queue goes there, and a job that collects afterwards.
+
+Nothing is remembered of what was sent: the queue is asked each time, so a submit that was cut short is put right by
+the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from fedbench.base.errors import EXIT_OK, FedbenchError
+from fedbench.batch import arrays, lock, scheduler, site, sweep
+from fedbench.batch.manifest import Sweep
+from fedbench.run.launch import say
+
+
+def to_slurm(swept: Sweep, args: argparse.Namespace) -> int:
+    """Return the exit code of a submit; `--dry-run` prints the sbatch lines and sends nothing."""
+    here = site.read(args.site)
+    here = here._replace(time=args.time or here.time, throttle=args.parallel or here.throttle)
+    with lock.held(swept.folder):
+        lines = sweep.to_run(swept, retry=args.retry)
+        planned = arrays.plan(swept, lines, here, scheduler.max_array_size()) if lines else []
+        if args.dry_run:
+            for array in planned:
+                print(shlex.join(array.words))
+            if planned:
+                print(shlex.join(arrays.collector(swept, [f"ARRAY_{n}" for n in range(len(planned))], here)))
+            say(f"{len(lines)} of {len(swept.lines)} run(s) would be sent, in {len(planned)} array(s).")
+            return EXIT_OK
+        for line in lines:
+            line.job(f"{swept.folder / 'manifest.jsonl'} line {line.number}")
+        for name in (arrays.FOLDER, "logs"):
+            (swept.folder / name).mkdir(exist_ok=True)
+        jobs: list[str] = []
+        try:
+            for array in planned:
+                jobs.append(scheduler.send(array.words))
+                say(f"job {jobs[-1]}: {len(array.lines)} run(s), {array.lines[0].ranks} rank(s) each.")
+        except FedbenchError:
+            say(f"{len(jobs)} of {len(planned)} array(s) were sent; the same command sends the rest.")
+            raise
+        finally:
+            if jobs:
+                collect = scheduler.send(arrays.collector(swept, jobs, here))
+                say(
+                    f"job {collect} collects when they have ended; `fedbench sweep status {swept.folder}` tells how far."
+                )
+    say(f"{len(lines)} of {len(swept.lines)} run(s) sent; the others are done or under way.")
+    return EXIT_OK

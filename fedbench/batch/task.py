@@ -1,0 +1,188 @@
+"""One Slurm task: `python -m fedbench.batch.task sweep DIR OFFSET MANIFEST_SHA256 INDEX`, or `... run JOB [words]`.
+
+It starts `fedbench run`, passes a request to stop on once, marks what is printed with the restart number, and decides
+when the run has ended whether Slurm shall start it again. It computes nothing itself and believes no exit code: a run
+is done by its file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, FedbenchError
+from fedbench.base.words import Parser
+from fedbench.batch import arrays, failures, manifest, scheduler, site, tasklog
+from fedbench.results import reader
+from fedbench.run import arguments
+from fedbench.run.launch import SIZE_VARIABLES, say
+
+
+class Task(NamedTuple):
+    """What runs: the words of `fedbench`, the run's name, its file and its folder of checkpoints, who else may run it."""
+
+    words: Sequence[str]
+    run_id: str
+    run_file: Path
+    checkpoints: Path
+    lease: Path | None = None
+
+
+class Child:
+    """`fedbench run` as a child: it is asked to stop once, by USR2, whenever the request comes."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._asked = False
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def run(self, words: Sequence[str], restart: int) -> tuple[int, list[str]]:
+        """Return the exit code (negative: a signal) and the newest lines that were printed."""
+        newest: list[str] = []
+        environment = {key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
+        with subprocess.Popen(
+            [sys.executable, "-m", "fedbench", *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            self._process = process
+            if self._asked:
+                process.send_signal(signal.SIGUSR2)
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(tasklog.marked(restart, line.rstrip()), flush=True)
+                newest = [*newest[-99:], line]
+            return process.wait(), newest
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        first, self._asked = not self._asked, True
+        if first and self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR2)
+
+
+def perform(task: Task, child: Child) -> int:
+    """Run a task to its end and return its exit code: 0 done, 85 stopped (and perhaps requeued), else failed."""
+    job, restart = scheduler.own_job(), scheduler.restarts()
+
+    def tell(line: str) -> None:
+        print(tasklog.marked(restart, line), flush=True)
+
+    with _leased(task.lease) as own:
+        if not own:
+            say(f"another task is at {task.run_id}; this one leaves it alone.")
+            return EXIT_OK
+        tell(tasklog.starts(job, os.uname().nodename, task.run_id, restart))
+        before = _mark(task.checkpoints)
+        code, newest = child.run(task.words, restart)
+        if reader.is_done(task.run_file, task.run_id):
+            tell(tasklog.ended("done", ""))
+            return EXIT_OK
+        if code == EXIT_STOPPED:
+            fresh = _mark(task.checkpoints) not in (None, before)
+            why_not = refusal(job, restart, site.of_environment(os.environ).restarts, fresh=fresh)
+            tell(tasklog.ended("stopped", why_not or f"requeued for restart {restart + 1}"))
+            if not why_not:
+                scheduler.requeue(job)
+            return EXIT_STOPPED
+        status = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        kind, reason = failures.of_log("".join(newest), status)
+        tell(tasklog.ended(kind, reason))
+        return code if code > 0 else EXIT_FAILURE
+
+
+def refusal(
+    job: str, restart: int, bound: int, *, fresh: bool, running: Callable[[str], bool] = scheduler.is_running
+) -> str:
+    """Return why a run that stopped resumably is not requeued, or an empty string where it is.
+
+    A restart without progress or without end burns what the user pays for, and one of a job that is being cancelled
+    or requeued by someone else would undo what they asked for.
+    """
+    if not job:
+        return "not requeued: there is no Slurm job here"
+    if not fresh:
+        return "not requeued: no checkpoint is newer than this start"
+    if restart >= bound:
+        return f"not requeued: {restart} restarts are the most that are allowed"
+    if not running(job):
+        return "not requeued: Slurm is ending the job"
+    return ""
+
+
+def of_sweep(folder: Path, offset: int, sha256: str, index: int) -> Task:
+    """Return the task of a line; ConfigError where the manifest is not the one that was submitted."""
+    if manifest.sha256(folder) != sha256:
+        raise ConfigError(
+            f"{folder / manifest.NAME}: not the manifest that this task was submitted with; nothing is run. "
+            f"`fedbench sweep submit {folder}` submits what is there now."
+        )
+    line = manifest.read_line(folder, offset + index)
+    swept = manifest.Sweep(folder, (line,))
+    lease = folder / arrays.FOLDER / "leases" / line.run_id
+    return Task(swept.run_words(line), line.run_id, swept.run_file(line), folder / "ckpt" / line.run_id, lease)
+
+
+def of_run(words: Sequence[str]) -> Task:
+    """Return the task of the words of `fedbench run`."""
+    from fedbench.run import command
+
+    parser = Parser(prog="fedbench")
+    arguments.add(parser.verbs("verb"), command.run)
+    options, job = command.planned(parser.parse_args(["run", *words]))
+    return Task(["run", *words], job.run_id, options.run_file(job), options.results / "ckpt" / job.run_id)
+
+
+def main(words: Sequence[str]) -> int:
+    """Return the exit code of a task."""
+    child = Child()
+    try:
+        if words[0] == "run":
+            return perform(of_run(words[1:]), child)
+        folder, offset, sha256, index = words[1:]
+        return perform(of_sweep(Path(folder), int(offset), sha256, int(index)), child)
+    except FedbenchError as error:
+        say(str(error))
+        return error.exit_code
+
+
+def _mark(checkpoints: Path) -> tuple[int, int] | None:
+    """Return what changes with every checkpoint, whatever the clocks of hosts and disks say; None without one."""
+    latest = checkpoints / "LATEST"
+    if not latest.exists():
+        return None
+    told = latest.stat()
+    return told.st_ino, told.st_mtime_ns
+
+
+@contextmanager
+def _leased(path: Path | None) -> Iterator[bool]:
+    """Hold a run's lease for the block and yield whether it was free: no run is at work twice at a time."""
+    if path is None:
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+"""Kill -9 of the whole job at random moments: what is resumed ends in the bits of the run that was never killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import mpi
+import numpy as np
+import pytest
+
+from fedbench.base import rng
+from fedbench.base.errors import EXIT_OK
+from fedbench.results import reader
+
+from ledger import Ledger  # isort: skip
+from small_job import faulty, run_files, strikes, write_job  # isort: skip
+
+pytestmark = [pytest.mark.spmd, pytest.mark.faults]
+
+ROUNDS = 8
+AT_ONCE = 2
+#: A round of these jobs takes about so long, checkpoint and evaluation included.
+ROUND_S = 0.25
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "cooperllm int4": ("comm.codec=int4", "comm.error_feedback=true"),
+    "cooperllm adaptive": ("comm.codec=adaptive", "comm.error_feedback=true", "link.down=20Mbit/s"),
+    "cooperllm_plus topk": ("comm.codec=topk", "comm.error_feedback=true"),
+    "fedspzo raw": (),
+    "fedavg raw": (),
+    "fedkseed_pro raw": (),
+    "fwdllm raw": ("method.fwdllm.max_directions=2",),
+}
+
+
+class Kill(NamedTuple):
+    """One killed job: its settings, its ranks, the round in or after which it is killed, and how far into it (0..1)."""
+
+    name: str
+    ranks: int
+    round: int
+    part: float
+
+
+def kills(count: int) -> list[Kill]:
+    """Return the first `count` of the keyed random moments; every setting comes with one rank and with two."""
+    draw = rng.generator(0, "test-kill-and-resume")
+    moments = [(int(draw.integers(0, ROUNDS)), round(float(draw.uniform(0, 1.2)), 3)) for _ in range(count)]
+    names = list(SETTINGS)
+    return [Kill(names[i % len(names)], 1 + i % 2, *moment) for i, moment in enumerate(moments)]
+
+
+#: Those of the default run have one setting with error feedback, the codec that adapts, and a method without a guide.
+KILLS = kills(20)
+QUICK = (KILLS[0], KILLS[1], KILLS[3])
+
+
+def command(kill: Kill, folder: Path, *more: str) -> list[str]:
+    """Return the command line of a job."""
+    method = kill.name.split()[0]
+    settings = (f"method.name={method}", "results.checkpoint_every=1", *SETTINGS[kill.name])
+    words = [word for setting in settings for word in ("--set", setting)]
+    job = write_job(folder, rounds=ROUNDS)
+    return [mpi.console_script(), "run", str(job), "-n", str(kill.ranks), "--results", str(folder), *words, *more]
+
+
+def hashes(ended: mpi.Ended) -> tuple[str, str]:
+    """Return the hashes of a run's trajectory and last weights."""
+    assert ended.code == EXIT_OK, ended.told()
+    summary = reader.read(Path(ended.out.strip())).summary
+    return summary.trajectory_sha256, summary.weights_sha256
+
+
+class Outcome(NamedTuple):
+    """What became of one kill: whether there was a run file at that moment, checkpoints, and the run that went on."""
+
+    complete: int
+    checkpoints: int
+    resumed: mpi.Ended
+    left: list[Path]
+
+
+def play(kill: Kill, folder: Path) -> Outcome:
+    """Kill a job at its moment and resume it."""
+    folder.mkdir(parents=True)
+    mark = folder / "mark"
+    noting = faulty("note", 0, "rounds", mark) | ({"FEDBENCH_FAULT_ALONE": "0"} if kill.ranks == 1 else {})
+    running = mpi.Job(command(kill, folder), folder / "log", noting)
+    running.until(lambda: strikes(mark) > kill.round, "the round has begun")
+    time.sleep(kill.part * ROUND_S)
+    running.kill()
+    complete = [path for path in run_files(folder) if path.suffix == ".h5"]
+    checkpoints = list((folder / "ckpt").glob("*/LATEST"))
+    resumed = mpi.run(command(kill, folder, "--resume"), folder / "resumed", faulty())
+    left = [path for path in folder.rglob("*") if path.name.endswith(".tmp") or path.parent.parent.name == "ckpt"]
+    return Outcome(len(complete), len(checkpoints), resumed, left)
+
+
+@pytest.fixture(scope="module")
+def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[object, Future]]:
+    """Start the straight run of each setting on one rank, and all kills, two at a time."""
+    mpi.launcher()
+    chosen = [
+        item.callspec.params["kill"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "kill" in getattr(getattr(item, "callspec", None), "params", {})
+    ]
+    folder = tmp_path_factory.mktemp("kills")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found: dict[object, Future] = {}
+        for name in dict.fromkeys(kill.name for kill in chosen):
+            place = folder / name.replace(" ", "-")
+            alone = command(Kill(name, 1, 0, 0.0), place)
+            found[name] = pool.submit(mpi.run, alone, place / "log", faulty("note", 0, "rounds"))
+        for number, kill in enumerate(chosen):
+            found[kill] = pool.submit(play, kill, folder / str(number))
+        yield found
+        pool.shutdown(cancel_futures=True)
+
+
+def told(kill: Kill) -> str:
+    return f"{kill.name.replace(' ', '-')}-ranks{kill.ranks}-round{kill.round}+{kill.part:g}"
+
+
+@pytest.mark.parametrize(
+    "kill", [pytest.param(k, id=told(k), marks=() if k in QUICK else (pytest.mark.slow,)) for k in KILLS]
+)
+def test_a_killed_job_goes_on_to_the_same_bits(jobs: dict[object, Future], kill: Kill, ledger: Ledger) -> None:
+    straight = hashes(jobs[kill.name].result())
+    outcome: Outcome = jobs[kill].result()
+    same = outcome.resumed.code == EXIT_OK and hashes(outcome.resumed) == straight
+    ledger.note("kill -9 of the whole job, then --resume", good=same, lost=int(bool(outcome.complete) and not same))
+    assert hashes(outcome.resumed) == straight, outcome.resumed.told()
+    fresh = "starting fresh" in outcome.resumed.err
+    assert fresh == (not outcome.checkpoints and not outcome.complete), outcome.resumed.told()
+    assert outcome.checkpoints or outcome.complete or kill.round <= 1, "a checkpoint of every round was asked for"
+    assert not outcome.left
+
+
+def test_the_moments_cover_the_run() -> None:
+    """Twenty moments: every setting, both numbers of ranks, and at least five different rounds."""
+    assert len(set(KILLS)) == 20
+    assert {kill.name for kill in KILLS} == set(SETTINGS)
+    assert {(kill.name, kill.ranks) for kill in KILLS[: 2 * len(SETTINGS)]} >= {
+        (n, r) for n in SETTINGS for r in (1, 2)
+    }
+    assert len(np.unique([kill.round for kill in KILLS])) >= 5

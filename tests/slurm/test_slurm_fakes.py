@@ -1,0 +1,348 @@
+"""Arrays, tasks and scripts against fakes on PATH: split arrays, lost jobs, refused requeues, site.env; no Slurm is needed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbench.__main__ import main
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
+from fedbench.batch import arrays, done, manifest, site, sweep, task, tasklog
+from fedbench.batch.manifest import Sweep
+from fedbench.run import supervise
+
+FAKE = Path(__file__).with_name("fake")
+JOB = '[run]\nrounds = 2\n[method]\nname = "fedmezo"\n'
+
+
+class Fake:
+    """The state of the fakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def set(self, **config: Any) -> None:
+        """Say how the fakes behave from now on."""
+        (self.folder / "config").write_text(json.dumps(config))
+
+    def queue(self, *jobs: list[Any]) -> None:
+        """Put jobs in the queue in place of those that are there."""
+        (self.folder / "queue").write_text(json.dumps(jobs))
+
+    def calls(self, name: str) -> list[list[str]]:
+        """Return the command lines of one command so far."""
+        path = self.folder / "calls"
+        return [call for call in json.loads(path.read_text()) if call[0] == name] if path.exists() else []
+
+    def arrays(self) -> list[str]:
+        """Return the --array of every sbatch so far, or the --dependency of one that has none."""
+        return [next(w for w in call if w.startswith(("--array", "--dep"))) for call in self.calls("sbatch")]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "FEDBENCH_SLURM_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{FAKE}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path / "fake"))
+    monkeypatch.chdir(tmp_path)
+    return Fake(tmp_path / "fake")
+
+
+def make(folder: Path, arms: list[dict[str, Any]], seeds: int = 1) -> Sweep:
+    """Return a new sweep."""
+    job = folder / "job.toml"
+    job.write_text(JOB)
+    return sweep.make(job, arms, range(seeds), None, folder / "s")
+
+
+def test_a_sweep_that_is_larger_than_an_array_is_split_and_resources_come_from_the_job(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = make(tmp_path, [{}, {"run.ranks": 6, "run.threads": 2}], seeds=5)
+    Path("site.env").write_text(
+        'module load mpi\nFEDBENCH_SLURM_SBATCH="--account=me -p short" # mine\nexport FEDBENCH_SLURM_CPUS_PER_NODE=4\n'
+        "FEDBENCH_SLURM_TIME=00:30:00\nFEDBENCH_SLURM_WARN_S=60\nexport FEDBENCH_DATA=/scratch/$USER\n"
+    )
+    fake.set(limit=4)
+    assert main(["sweep", "submit", "s", "--parallel", "3", "--dry-run"]) == EXIT_OK
+    told = capsys.readouterr()
+    assert fake.calls("sbatch") == []
+    assert "10 of 10 run(s) would be sent, in 4 array(s)" in told.err
+    rows = told.out.splitlines()
+    name, sha = arrays.name_of(swept), manifest.sha256(swept.folder)
+    home, scripts = tmp_path.resolve() / "s", arrays.SCRIPTS
+    assert rows[2] == (
+        f"sbatch --parsable --job-name={name}-4 --array=1-3%3 --nodes=3 --ntasks=6 --cpus-per-task=2 --time=00:30:00 "
+        f"--signal=B:USR1@60 --output={home}/logs/slurm-4-%a.log --account=me -p short {scripts}/sweep.sbatch "
+        f"{sys.executable} {tmp_path.resolve()}/site.env {home} 4 {sha}"
+    )
+    shapes = [[w for w in row.split() if w.startswith(("--array", "--nodes", "--ntasks"))] for row in rows]
+    assert shapes == [
+        ["--array=0-3%3", "--nodes=1", "--ntasks=1"],
+        ["--array=0%3", "--nodes=1", "--ntasks=1"],
+        ["--array=1-3%3", "--nodes=3", "--ntasks=6"],
+        ["--array=0-1%3", "--nodes=3", "--ntasks=6"],
+        ["--ntasks=1"],
+    ]
+    assert f"--dependency=afterany:ARRAY_0:ARRAY_1:ARRAY_2:ARRAY_3,singleton --ntasks=1 --output={home}" in rows[4]
+
+
+def test_only_what_is_neither_done_nor_in_the_queue_is_sent_and_what_slurm_loses_is_sent_again(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = make(tmp_path, [{}], seeds=5)
+    fake.set(lose=[3])
+    assert main(["sweep", "submit", "s"]) == EXIT_OK
+    assert fake.arrays() == ["--array=0-4%64", "--dependency=afterany:100,singleton"]
+    assert [at.state for at in sweep.states(swept)] == ["queued", "queued", "queued", "missing", "queued"]
+    assert main(["sweep", "submit", "s"]) == EXIT_OK
+    assert fake.arrays()[2:3] == ["--array=3%64"]
+
+    name = arrays.name_of(swept)
+    held = [f"{name}-0", "7", 2, "PENDING", "JobHeldAdmin"]
+    fake.queue([f"{name}-0", "7", 1, "RUNNING", "None"], held, ["fedbench-0123456789-0", "8", 0, "RUNNING", "None"])
+    fake.set()
+    capsys.readouterr()
+    assert main(["sweep", "status", "s"]) == EXIT_OK
+    told = capsys.readouterr().out
+    assert "5 planned, 0 done, 1 running, 1 queued" in told
+    assert f"2  {swept.lines[2].run_id}  queued: JobHeldAdmin" in told
+    assert main(["sweep", "submit", "s"]) == EXIT_OK
+    assert fake.arrays()[-2] == "--array=0,3-4%64", "another sweep's jobs were taken for this one's"
+    assert [line.number for line in sweep.to_run(swept)] == [], "what a local submit would run is in the queue"
+
+
+def test_a_submit_that_is_cut_short_is_put_right_by_the_next(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, [{}], seeds=5)
+    fake.set(limit=2, fail=2)
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
+    told = capsys.readouterr().err
+    assert "1 of 3 array(s) were sent; the same command sends the rest" in told
+    assert "sbatch failed with status 1: sbatch: error: QOSMaxSubmitJobPerUserLimit" in told
+    fake.set(limit=2)
+    assert main(["sweep", "submit", "s"]) == EXIT_OK
+    sent = [row for row in fake.arrays() if row.startswith("--array")]
+    assert sent == ["--array=0-1%64", "--array=0-1%64", "--array=0-1%64", "--array=0%64"]
+    fake.set(down=True)
+    capsys.readouterr()
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE, "sent without knowing what is in the queue"
+    assert "Unable to contact slurm controller" in capsys.readouterr().err
+    assert main(["sweep", "status", "s"]) == EXIT_OK
+    assert "what waits or runs in Slurm is not known" in capsys.readouterr().err
+
+
+SITES: list[tuple[str, list[str]]] = [
+    ("FEDBENCH_SLURM_TIM=1", ["FEDBENCH_SLURM_TIM: unknown", "Nearest: FEDBENCH_SLURM_TIME.", "site.env"]),
+    ("FEDBENCH_SLURM_WARN_S=2m", ["FEDBENCH_SLURM_WARN_S: found '2m'; allowed: a whole number"]),
+    ("FEDBENCH_SLURM_THROTTLE=0", ["FEDBENCH_SLURM_THROTTLE: found 0"]),
+    ("FEDBENCH_SLURM_RANK_SIGNAL=USR1", ["found 'USR1'; allowed: USR2, TERM"]),
+    ('FEDBENCH_SLURM_TIME="1', ["line 1", "no assignment of the shell"]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), SITES)
+def test_a_wrong_site_is_one_sentence(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "site.env"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        site.read(path)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_the_example_names_the_defaults_and_a_job_reads_what_submit_read(tmp_path: Path) -> None:
+    example = (arrays.SCRIPTS / "site.env.example").read_text()
+    path = tmp_path / "site.env"
+    path.write_text(example.replace("#FEDBENCH", "FEDBENCH"))
+    read = site.read(path)
+    assert read.sbatch == ("--account=me", "--partition=short")
+    kept = ("warn_s", "throttle", "restarts", "shell_signal", "rank_signal")
+    assert [getattr(read, name) for name in kept] == [getattr(site.Site(), name) for name in kept]
+    assert site.of_environment({"FEDBENCH_SLURM_RESTARTS": "3", "FEDBENCH_SLURM_JOB": "x"}).restarts == 3
+    path.write_text(example)
+    assert site.read(path) == site.Site(file=path.resolve())
+
+
+SCRIPTS = sorted(arrays.SCRIPTS.glob("*.sbatch"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_short_and_the_folder_at_the_root_has_them(script: Path) -> None:
+    assert len(script.read_text().splitlines()) < 30
+    assert (Path(__file__).parents[2] / "slurm" / script.name).read_bytes() == script.read_bytes()
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+STEP = """#!/usr/bin/env bash
+echo "got $* with $SITE_WORD"
+trap 'echo asked' USR2
+echo ready
+while :; do sleep 0.1; [ ! -e "$GO" ] || exit 85; done
+"""
+
+
+def test_the_script_passes_every_warning_on_and_ends_with_the_status_of_its_task(tmp_path: Path) -> None:
+    step, go, env = tmp_path / "python", tmp_path / "go", tmp_path / "site.env"
+    step.write_text(STEP)
+    step.chmod(0o755)
+    env.write_text("SITE_WORD=sourced\n")
+    words = ["bash", str(arrays.SCRIPTS / "sweep.sbatch"), str(step), str(env), "DIR", "4", "abc"]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(words, env={**os.environ, "SLURM_ARRAY_TASK_ID": "2", "GO": str(go)}, stdout=out)
+    for said, number in (("ready", signal.SIGUSR1), ("asked", signal.SIGTERM), ("asked\nasked", None)):
+        end = time.monotonic() + 20
+        while said not in (told := (tmp_path / "out").read_text()):
+            assert time.monotonic() < end, f"never said {said!r}: {told}"
+            time.sleep(0.02)
+        if number is not None:
+            process.send_signal(number)
+    assert process.poll() is None, "a signal ended the script before its task"
+    go.touch()
+    assert process.wait(20) == EXIT_STOPPED
+    assert (tmp_path / "out").read_text().startswith("got -m fedbench.batch.task sweep DIR 4 abc 2 with sourced\n")
+
+
+class Stopped(task.Child):
+    """A child that stops resumably at once; with `saves` it leaves a checkpoint."""
+
+    def __init__(self, checkpoints: Path, *, saves: bool) -> None:
+        self._checkpoints, self._saves = checkpoints, saves
+
+    def run(self, words: Any, restart: int) -> tuple[int, list[str]]:
+        if self._saves:
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+            (self._checkpoints / "new").write_text("a")
+            (self._checkpoints / "new").rename(self._checkpoints / "LATEST")
+        return EXIT_STOPPED, []
+
+
+#: state in the queue, restart count, whether a checkpoint is written -> what the log says, whether it is requeued
+REQUEUES: list[tuple[str, str, bool, str, bool]] = [
+    ("RUNNING", "", True, "stopped: requeued for restart 1", True),
+    ("RUNNING", "4", True, "stopped: requeued for restart 5", True),
+    ("RUNNING", "16", True, "not requeued: 16 restarts are the most", False),
+    ("RUNNING", "", False, "not requeued: no checkpoint is newer than this start", False),
+    ("COMPLETING", "", True, "not requeued: Slurm is ending the job", False),
+    ("CANCELLED", "", True, "not requeued: Slurm is ending the job", False),
+]
+
+
+@pytest.mark.parametrize(("state", "count", "saves", "said", "requeued"), REQUEUES)
+def test_a_task_is_requeued_under_the_rule_alone_and_never_the_whole_array(
+    fake: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: str,
+    count: str,
+    saves: bool,
+    said: str,
+    requeued: bool,
+) -> None:
+    swept = make(tmp_path, [{}], seeds=3)
+    for key, value in (("ARRAY_JOB_ID", "70"), ("ARRAY_TASK_ID", "2"), ("JOB_ID", "70"), ("RESTART_COUNT", count)):
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    fake.queue(["x-0", "70", 2, state, "None"])
+    found = task.of_sweep(swept.folder, 0, manifest.sha256(swept.folder), 2)
+    found.checkpoints.mkdir(parents=True)
+    (found.checkpoints / "LATEST").write_text("a")
+    assert task.perform(found, Stopped(found.checkpoints, saves=saves)) == EXIT_STOPPED
+    assert said in capsys.readouterr().out
+    assert fake.calls("scontrol") == ([["scontrol", "requeue", "70_2"]] if requeued else [])
+
+
+def test_a_task_runs_no_other_manifest_and_no_run_that_another_task_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = make(tmp_path, [{}], seeds=3)
+    folder, sha = str(swept.folder), manifest.sha256(swept.folder)
+    assert task.main(["sweep", folder, "0", "0" * 64, "1"]) == EXIT_USER
+    assert "not the manifest that this task was submitted with; nothing is run" in capsys.readouterr().err
+    assert task.main(["sweep", folder, "2", sha, "1"]) == EXIT_USER
+    assert "has no line 3; allowed: 0 to 2" in capsys.readouterr().err
+    found = task.of_sweep(swept.folder, 0, sha, 1)
+    assert found.run_id == swept.lines[1].run_id
+    assert found.lease is not None
+    found.lease.parent.mkdir(parents=True)
+    with found.lease.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert task.perform(found, Stopped(found.checkpoints, saves=True)) == EXIT_OK
+    assert "another task is at" in capsys.readouterr().err
+    assert not found.checkpoints.exists()
+
+
+START = "0| fedbench: task starts fedmezo-0, job 7_0 on h, restart 0\n"
+LOGS: list[tuple[str, tuple[str, str]]] = [
+    (START + "0| fedbench: task ended: done\n", ("done", "")),
+    (START + "0| x\n0| fedbench: task ended: stopped: not requeued: y\n", ("stopped", "not requeued: y")),
+    (START + "0| fedbench: task ended: diverged: nan: 3\n", ("diverged", "nan: 3")),
+    (START, ("failed", "killed, at its start")),
+    (START + "0| fedmezo-0: round 3 of 9\n", ("failed", "killed; it last said: fedmezo-0: round 3 of 9")),
+    (
+        START + "0| a\nslurmstepd-h: error: *** JOB 7 ON h CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n",
+        ("failed", "ended by Slurm: CANCELLED DUE TO TIME LIMIT; it last said: a"),
+    ),
+    (START + "0| fedbench: task ended: done\n" + START.replace("0|", "1|"), ("failed", "killed, at its start")),
+]
+
+
+@pytest.mark.parametrize(("text", "found"), LOGS)
+def test_how_a_task_ended_by_its_log(tmp_path: Path, text: str, found: tuple[str, str]) -> None:
+    path = tmp_path / "logs" / "slurm-8-3.log"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert tasklog.newest(tmp_path) == {11: path}
+    assert tasklog.end(path)[:2] == found
+
+
+def test_srun_is_told_to_end_all_ranks_with_one_and_a_restart_of_mpich_goes_without_shared_memory(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(FAKE))
+    with pytest.raises(ConfigError, match=r"run\.launcher: found 'srun-pmix', but there is no srun here"):
+        supervise.start_words("srun-pmix", 2, 1)
+    assert supervise._for_srun("srun-pmi2") == {}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert supervise._for_srun("srun-pmi2") == {"MPIR_CVAR_NOLOCAL": "1"}
+    assert supervise._for_srun("srun-pmix") == {}
+
+
+def test_a_file_that_changes_after_it_was_found_done_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = make(tmp_path, [{}], seeds=2)
+    looked: list[str] = []
+
+    def inspect(path: Path, run_id: str) -> done.reader.Verdict:
+        looked.append(run_id)
+        good = path.read_text() == "good"
+        return done.reader.Verdict(good, not good, "" if good else "damaged")
+
+    monkeypatch.setattr(done.reader, "inspect", inspect)
+    first, second = (swept.run_file(line) for line in swept.lines)
+    first.parent.mkdir()
+    first.write_text("good")
+    second.write_text("good")
+    ids = [line.run_id for line in swept.lines]
+    for _ in range(2):
+        assert set(done.DoneRuns(swept).runs) == set(ids)
+    assert looked == ids
+    second.write_text("evil")
+    os.utime(second, ns=(1, 1))
+    found = done.DoneRuns(swept)
+    assert (set(found.runs), found.reasons, looked) == ({ids[0]}, {ids[1]: "damaged"}, [*ids, ids[1]])
+    assert set(done.DoneRuns(swept, fresh=True).runs) == {ids[0]}
+    assert looked[-2:] == ids
