@@ -13,7 +13,8 @@ from typing import Any
 
 from fedbench.bench import ranks
 from fedbench.bench.harness import Options
-from fedbench.bench.overlap import Play, figures, table
+from fedbench.bench.overlap import figures, table
+from fedbench.bench.streamed import Play
 from fedbench.codec.codecs import CODECS
 from fedbench.comm.base import Transport
 
