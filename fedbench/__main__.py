@@ -189,7 +189,7 @@ def _bench(verbs: Verbs) -> None:
         "fedbench bench zo-step --model opt-125m --batch 16 --length 64 --json",
         "Measure one part of fedbench beside its reference in the same process.",
     )
-    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, scaling, or all"
+    names = "zo-step, perturb, update, memory, codec, transport, overlap, pipeline, scaling, or all (but scaling)"
     bench.add_argument("bench", metavar="NAME", help=names)
     bench.add_argument("-n", dest="ranks", type=positive, metavar="RANKS", help="ranks, where messages are measured")
     bench.add_argument("--threads", type=positive, metavar="T", help="threads whose figures stand on top (default: 2)")

@@ -29,7 +29,7 @@ def to_slurm(swept: Sweep, args: argparse.Namespace) -> int:
                 print(shlex.join(arrays.collector(swept, [f"ARRAY_{n}" for n in range(len(planned))], here)))
             say(f"{len(lines)} of {len(swept.lines)} run(s) would be sent, in {len(planned)} array(s).")
             return EXIT_OK
-        for line in lines:
+        for line in {line.method: line for line in lines}.values():  # every task looks at its own line
             line.job(f"{swept.folder / 'manifest.jsonl'} line {line.number}")
         for name in (arrays.FOLDER, "logs"):
             (swept.folder / name).mkdir(exist_ok=True)

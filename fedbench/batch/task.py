@@ -23,7 +23,7 @@ from fedbench.base.words import Parser
 from fedbench.batch import arrays, failures, manifest, scheduler, site, tasklog
 from fedbench.results import reader
 from fedbench.run import arguments
-from fedbench.run.launch import SIZE_VARIABLES, say
+from fedbench.run.launch import RUN_ID_VARIABLE, SIZE_VARIABLES, say
 
 
 class Task(NamedTuple):
@@ -45,20 +45,10 @@ class Child:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def run(self, words: Sequence[str], restart: int) -> tuple[int, list[str]]:
+    def run(self, words: Sequence[str], run_id: str, restart: int) -> tuple[int, list[str]]:
         """Return the exit code (negative: a signal) and the newest lines that were printed."""
         newest: list[str] = []
-        environment = {key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
-        with subprocess.Popen(
-            [sys.executable, "-m", "fedbench", *words],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
+        with self._started(words, run_id) as process:
             self._process = process
             if self._asked:
                 process.send_signal(signal.SIGUSR2)
@@ -67,6 +57,23 @@ class Child:
                 print(tasklog.marked(restart, line.rstrip()), flush=True)
                 newest = [*newest[-99:], line]
             return process.wait(), newest
+
+    def _started(self, words: Sequence[str], run_id: str) -> subprocess.Popen[str]:
+        """Start `fedbench` with the request to stop blocked, until it can take it: unblocked it would end Python."""
+        mine = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedbench", *words],
+            env={key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
+            | {RUN_ID_VARIABLE: run_id},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        signal.pthread_sigmask(signal.SIG_SETMASK, mine)
+        return process
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         first, self._asked = not self._asked, True
@@ -87,7 +94,7 @@ def perform(task: Task, child: Child) -> int:
             return EXIT_OK
         tell(tasklog.starts(job, os.uname().nodename, task.run_id, restart))
         before = _mark(task.checkpoints)
-        code, newest = child.run(task.words, restart)
+        code, newest = child.run(task.words, task.run_id, restart)
         if reader.is_done(task.run_file, task.run_id):
             tell(tasklog.ended("done", ""))
             return EXIT_OK

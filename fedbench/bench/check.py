@@ -24,6 +24,13 @@ from fedbench.run import launch, supervise
 
 _RANKS = 2
 
+#: What to do where there is no world: started by itself, and by a launcher.
+_ALONE = "pip install 'fedbench[mpi]', or start it by the site's own: mpirun -n 2 fedbench check"
+_STARTED = (
+    "use the launcher of the MPI library that mpi4py was built for; in Slurm srun --mpi=pmix for Open MPI, --mpi=pmi2 for "
+    "MPICH, or mpirun inside the allocation"
+)
+
 #: How long the world of `check` may take before it is ended.
 _DEADLINE_S = 180.0
 
@@ -58,7 +65,7 @@ def _world(asked: int, threads: int) -> tuple[dict[str, Any] | None, list[Row]]:
             found = ranks.measured("fit_world", options)
     except FedbenchError as error:
         needed = f"{asked} rank(s) that find each other"
-        advice = "pip install 'fedbench[mpi]', or start it by the site's own: mpirun -n 2 fedbench check"
+        advice = _STARTED if launch.launched_size() is not None else _ALONE
         return None, [Row("world", str(error), needed, "fail", advice)]
     return found, [] if found is None else fit_world.rows(found, asked, threads)
 

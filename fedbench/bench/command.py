@@ -21,6 +21,9 @@ _NAMES = ("zo-step", "perturb", "update", "memory", "codec", "transport", "overl
 #: Benchmark -> its module's name, which has `run(options)`.
 BENCHES = {name: name.replace("-", "_") for name in _NAMES}
 
+#: Benchmarks that `all` leaves out: they start many runs of their own.
+_APART = {"scaling"}
+
 #: Benchmarks whose options are others where the command line says nothing.
 _DEFAULTS = {"scaling": scaling.DEFAULTS}
 
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.bench != "scaling":
             raise ConfigError("--out: a figure is drawn by `fedbench bench scaling` alone.")
         scaling_figure.check_path(args.out)
-    names = BENCHES if args.bench == "all" else [args.bench]
+    names = [name for name in BENCHES if name not in _APART] if args.bench == "all" else [args.bench]
     results = {name: one(name, replace(_DEFAULTS.get(name, Options()), **said)) for name in names}
     found = {name: result for name, result in results.items() if result is not None}
     if not found:

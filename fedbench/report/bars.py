@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedbench.report.summary import OUTSIDE_LIMIT
 PARTS = ("compute", "cloud", "encode", "wait", "apply")
 _BAR_IN, _BAR = 0.42, 0.62
 _TOLERANCE = 1.02
+_LABEL_CHARACTERS = 38
 
 
 def memory(arms: Sequence[Arm], theme: Theme) -> Drawing:
@@ -97,7 +99,7 @@ def _end_label(axes: Axes, x: float, y: float, text: str, theme: Theme) -> None:
 
 
 def _arm_axis(axes: Axes, arms: Sequence[Arm], theme: Theme, unit: str) -> None:
-    axes.set_yticks(range(len(arms)), [arm.label for arm in arms], color=theme.ink)
+    axes.set_yticks(range(len(arms)), [textwrap.fill(arm.label, _LABEL_CHARACTERS) for arm in arms], color=theme.ink)
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.margins(x=0.05)
     marks(axes, unit)

@@ -80,7 +80,10 @@ def _ratio(arm: Arm, baseline: Arm, seeds: Sequence[int], value: Value) -> str:
     if not (ours > 0).all() or not (theirs > 0).all():
         return units.NOTHING
     middle = stats.median(ours / theirs)
-    text = f"{middle.value:.3g}"
-    if middle.low is None or f"{middle.low:.3g}" == f"{middle.high:.3g}":
-        return text
-    return f"{text} [{middle.low:.3g}, {middle.high:.3g}]"
+    text, low, high = (_times(number) for number in (middle.value, middle.low, middle.high))
+    return text if low == high else f"{text} [{low}, {high}]"
+
+
+def _times(ratio: float | None) -> str:
+    """Return a ratio with three digits that count, never as a power of ten; an empty string for none."""
+    return "" if ratio is None else f"{ratio:.3g}" if ratio < 1000 else f"{float(f'{ratio:.3g}'):,.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -56,8 +57,15 @@ def _alone(args: argparse.Namespace) -> int:
 
 
 def planned(args: argparse.Namespace) -> tuple[Options, Job]:
-    """Return what the words of `run` mean, started alone."""
-    return _options(args), _job(args, args.ranks)
+    """Return what the words of `run` mean, started alone; ConfigError where the run has not the name it must have."""
+    options, job = _options(args), _job(args, args.ranks)
+    expected = os.environ.get(launch.RUN_ID_VARIABLE)
+    if expected and job.run_id != expected:
+        raise ConfigError(
+            f"{args.job}: this version of fedbench makes {job.run_id} of what was planned as {expected}: its keys or "
+            f"defaults have changed. Make the sweep anew in another folder, or go back to the version that made it."
+        )
+    return options, job
 
 
 def _job(args: argparse.Namespace, ranks: int | None) -> Job:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,8 +164,14 @@ class Execution:
         self._memory.note()
         if reason == "stopped":
             if star.is_cloud:
+                begun_s = time.monotonic()
                 saver.save()
-                launch.say(f"stopped after round {runner.next_round}; go on with --resume.")
+                saved_s = time.monotonic() - begun_s
+                launch.say(
+                    f"stopped after round {runner.next_round}; go on with --resume. A warning must come "
+                    f"{flag.longest_s + saved_s:.1f} s before the end: longest round {flag.longest_s:.1f} s, "
+                    f"checkpoint {saved_s:.1f} s."
+                )
             star.finish()
             return EXIT_STOPPED
         weights = weights_sha256(built.trainable)

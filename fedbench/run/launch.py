@@ -31,6 +31,9 @@ PIDS_VARIABLE = "FEDBENCH_PIDS"
 #: The file by which the first rank tells a supervisor of srun that all ranks agreed to stop.
 STOP_NOTE_VARIABLE = "FEDBENCH_STOP_NOTE"
 
+#: The name that a run must have: who planned it may have been another version of fedbench.
+RUN_ID_VARIABLE = "FEDBENCH_RUN_ID"
+
 #: Names the signal that asks ranks to stop, where a library on the site has taken USR2 for itself.
 RANK_SIGNAL_VARIABLE = "FEDBENCH_SLURM_RANK_SIGNAL"
 
@@ -109,9 +112,14 @@ def enter(expected: int | None) -> Transport:
 
 
 def keep_early_stops(*numbers: signal.Signals) -> None:
-    """Keep a stop signal (or one of `numbers`) that comes from now on for the StopFlag that listens next."""
-    for number in numbers or STOP_SIGNALS:
+    """Keep a stop signal (or one of `numbers`) that comes from now on for the StopFlag that listens next.
+
+    One that came before, while its starter had it blocked for this process, comes now.
+    """
+    kept = numbers or STOP_SIGNALS
+    for number in kept:
         signal.signal(number, lambda number, frame: _early_stops.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
 
 
 def rank_signal() -> signal.Signals:
@@ -154,10 +162,15 @@ def library(transport: Transport) -> str:
 
 
 class StopFlag:
-    """Set by a signal, read at round boundaries; nothing else happens in the handler."""
+    """Set by a signal, read at round boundaries; nothing else happens in the handler.
+
+    `longest_s` is the longest time between two looks, evaluation included: what a request may have to wait.
+    """
 
     def __init__(self) -> None:
         self._set = False
+        self._looked_s = time.monotonic()
+        self.longest_s = 0.0
 
     def listen(self, *extra: signal.Signals) -> None:
         """Take the stop signals from now on, and one that this rank got while it was starting."""
@@ -166,6 +179,8 @@ class StopFlag:
         self._set |= early_stop()
 
     def __call__(self) -> bool:
+        now_s = time.monotonic()
+        self.longest_s, self._looked_s = max(self.longest_s, now_s - self._looked_s), now_s
         return self._set
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,7 @@ from fedbench.batch.manifest import Sweep
 from fedbench.run import supervise
 
 FAKE = Path(__file__).with_name("fake")
+INJECT = Path(__file__).parents[1] / "faults" / "inject"
 JOB = '[run]\nrounds = 2\n[method]\nname = "fedmezo"\n'
 
 
@@ -186,6 +187,19 @@ def test_scripts_are_short_and_the_folder_at_the_root_has_them(script: Path) -> 
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
+#: Runs a task that is asked to stop as soon as it has started its child.
+EARLY = """
+import os, signal, sys
+from fedbench.batch import task
+started = task.Child._started
+def asked(self, *words):
+    process = started(self, *words)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    return process
+task.Child._started = asked
+sys.exit(task.main(sys.argv[2:]))
+"""
+
 STEP = """#!/usr/bin/env bash
 echo "got $* with $SITE_WORD"
 trap 'echo asked' USR2
@@ -215,13 +229,28 @@ def test_the_script_passes_every_warning_on_and_ends_with_the_status_of_its_task
     assert (tmp_path / "out").read_text().startswith("got -m fedbench.batch.task sweep DIR 4 abc 2 with sourced\n")
 
 
+def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path) -> None:
+    """The task is asked the moment its child exists, long before that has a handler."""
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace("rounds = 2", "rounds = 500\neval_every = 1000"))
+    words = ["fedbench.batch.task", "run", str(job), "--results", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(INJECT), "FEDBENCH_FAULT_SMALL": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", EARLY, *words], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_STOPPED, out
+    assert "stopped after round 1;" in out
+    assert "task ended: stopped: not requeued: there is no Slurm job here" in out
+
+
 class Stopped(task.Child):
     """A child that stops resumably at once; with `saves` it leaves a checkpoint."""
 
     def __init__(self, checkpoints: Path, *, saves: bool) -> None:
         self._checkpoints, self._saves = checkpoints, saves
 
-    def run(self, words: Any, restart: int) -> tuple[int, list[str]]:
+    def run(self, words: Any, run_id: str, restart: int) -> tuple[int, list[str]]:
         if self._saves:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             (self._checkpoints / "new").write_text("a")
@@ -346,3 +375,14 @@ def test_a_file_that_changes_after_it_was_found_done_is_looked_at_again(
     assert (set(found.runs), found.reasons, looked) == ({ids[0]}, {ids[1]: "damaged"}, [*ids, ids[1]])
     assert set(done.DoneRuns(swept, fresh=True).runs) == {ids[0]}
     assert looked[-2:] == ids
+
+
+def test_a_task_of_another_version_of_fedbench_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = make(tmp_path, [{}])
+    words = swept.run_words(swept.lines[0])
+    monkeypatch.setenv("FEDBENCH_RUN_ID", "fedmezo-000000000000")
+    code = main(words)
+    assert code == EXIT_USER
+    assert not (swept.folder / "runs").exists()
+    monkeypatch.setenv("FEDBENCH_RUN_ID", swept.lines[0].run_id)
+    assert main([*words, "--dry-run"]) == EXIT_OK

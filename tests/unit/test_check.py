@@ -213,6 +213,9 @@ def test_a_missing_launcher_and_a_broken_world_are_not_fit(
         patch.setattr(ranks, "measured", broken)
         assert main(["check", "--results", str(tmp_path)]) == EXIT_FAILURE
         assert "fail world: pip install 'fedbench[mpi]'" in capsys.readouterr().out
+        patch.setenv(launch.SIZE_VARIABLES[0], "2")
+        assert main(["check", "--results", str(tmp_path)]) == EXIT_FAILURE
+        assert "fail world: use the launcher of the MPI library" in capsys.readouterr().out
     alone = tmp_path / "bin" / "python"  # an interpreter without an mpirun beside it
     alone.parent.mkdir()
     alone.symlink_to(sys.executable)

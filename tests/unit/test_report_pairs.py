@@ -59,6 +59,12 @@ def test_ratios_are_left_out_where_one_of_a_pair_spends_nothing() -> None:
     assert cells(paired.paired_grid(free, [family("fedmezo", 2)]))["fedmezo"][3] == "-"
 
 
+def test_large_ratios_are_read_without_powers_of_ten() -> None:
+    for flops, text in ((2.345e9, "2.35"), (9.99e11, "999"), (3.9421e13, "39,400")):
+        arm = family("fedavg", 1, device_flops=flops)
+        assert cells(paired.paired_grid(family("fedmezo", 1), [arm]))["fedavg"][3] == text
+
+
 def test_the_baseline_is_the_plainest_arm_or_the_one_asked_for() -> None:
     both = [family("cooperllm", 1), family("fedspzo", 1), family("fedmezo", 1)]
     for chosen, wanted, label in (
