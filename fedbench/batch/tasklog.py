@@ -67,10 +67,12 @@ def end(path: Path) -> End:
     last = _MARKED.sub("", text).rpartition(_STARTS)[2]
     at = path.stat().st_mtime
     said = re.findall(rf"^{_ENDED}(\w+)(?:: )?(.*)$", last, re.MULTILINE)
-    if said:
+    killed = _KILLED.findall(last)
+    if said and not (killed and said[-1][0] == failures.FAILED):  # a task that outlives its run knows less than Slurm
         state, reason = said[-1]
         return End(state, reason, at)
-    killed = _KILLED.findall(last)
     how = f"ended by Slurm: {_AT.sub('', killed[-1])}" if killed else "killed"
-    lines = [line.strip() for line in _KILLED.sub("", last).splitlines()[1:] if line.strip()]
+    lines = [
+        line.strip() for line in _KILLED.sub("", last).splitlines()[1:] if line.strip() and not line.startswith(_ENDED)
+    ]
     return End(failures.FAILED, how + (f"; it last said: {lines[-1]}" if lines else ", at its start"), at)

@@ -324,6 +324,11 @@ LOGS: list[tuple[str, tuple[str, str]]] = [
         START + "0| a\nslurmstepd-h: error: *** JOB 7 ON h CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n",
         ("failed", "ended by Slurm: CANCELLED DUE TO TIME LIMIT; it last said: a"),
     ),
+    (
+        START + "0| a\nslurmstepd-h: error: *** JOB 7 ON h CANCELLED AT 2026-01-01T00:00:00 ***\n"
+        "0| fedbench: task ended: failed: a\n",
+        ("failed", "ended by Slurm: CANCELLED; it last said: a"),
+    ),
     (START + "0| fedbench: task ended: done\n" + START.replace("0|", "1|"), ("failed", "killed, at its start")),
 ]
 

@@ -48,7 +48,7 @@ def test_an_array_with_a_kill_a_requeue_and_no_time_is_completed_and_nothing_is_
     assert "1| fedbench: task starts" in cluster.log(sweep, 1), "the requeued run was not started again"
     before = cluster.status(sweep)
     assert before["runs"][2]["state"] == "failed", before
-    assert "; it last said: fedmezo-" in before["runs"][2]["reason"], before
+    assert "; it last said: " in before["runs"][2]["reason"], before
     assert before["done"] + before["failed"] + before["resumable"] + before["missing"] == 4
 
     left = sum(run["state"] != "done" for run in before["runs"])
