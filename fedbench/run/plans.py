@@ -14,7 +14,7 @@ from fedbench.algorithms.base import Round
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
-from fedbench.codec.codecs import by_id
+from fedbench.codec.codecs import RAW, by_id
 from fedbench.codec.coding import Codec
 from fedbench.codec.feedback import PlanCoder
 from fedbench.codec.frame import Place
@@ -114,7 +114,9 @@ class Plans:
         ahead: list[Inbox],
     ) -> Sequence[Codec]:
         """Return the codec of each unit of a plan; chosen ones are told to all ranks first, and join the trajectory."""
-        if self.chooser is None or not any(unit.lossy for unit in units):
+        if not any(unit.lossy for unit in units):
+            return [RAW] * len(units)
+        if self.chooser is None:
             return self.coder.codecs(units)
         choice = None
         if made is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from synthetic_runs import make_run
-from tinyruns import Tiny, make, same, weights
+from tinyruns import WORKING, Tiny, make, same, weights
 
 from fedbench.base.errors import ConfigError
 from fedbench.base.records import CODEC_COLUMNS
@@ -57,6 +57,12 @@ def test_without_a_bound_the_guide_travels_raw_and_the_numbers_are_those_of_raw(
     saved = outcomes[0][0].plan_bytes + told - outcomes[1][0].plan_bytes
     assert 0 < saved < 1000, "the choice is charged, a byte a unit; biases whose gradient is zero take less than raw"
     assert raw.runner.trajectory.digest != adaptive.runner.trajectory.digest, "and joins the trajectory"
+
+
+@pytest.mark.parametrize("method", WORKING)
+def test_every_method_plays_with_codecs_that_are_chosen(method: str) -> None:
+    (outcome,) = Tiny(make(method, ADAPTIVE | {"link.down": "4Mbit/s"}, evaluated=4)).play(1)
+    assert bool(outcome.bits) == (method in METHODS), "guides alone may lose something"
 
 
 @pytest.mark.parametrize("feedback", [False, True])
