@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -48,15 +49,23 @@ _PUBLIC_ROWS = 2048
 
 
 class _Timed(Mapping[str, np.ndarray]):
-    """Units that note when each was first asked for, in seconds since `start`."""
+    """Units that note when each was first asked for, in seconds since `start`, and how many decoded ones live at most."""
 
     def __init__(self, units: Arrays, reads: dict[str, float], start: float) -> None:
         self._units, self._reads, self._start = units, reads, start
+        self._alive: list[weakref.ref[np.ndarray]] = []
+        self.most_alive = 0
         reads.clear()
 
     def __getitem__(self, name: str) -> np.ndarray:
         self._reads.setdefault(name, time.perf_counter() - self._start)
-        return self._units[name]
+        array = self._units[name]
+        owner = array if array.base is None else array.base
+        if isinstance(owner, np.ndarray) and owner.dtype == np.float32:  # what travelled raw is a view of its frame
+            self._alive = [known for known in self._alive if known() is not None and known() is not owner]
+            self._alive.append(weakref.ref(owner))
+            self.most_alive = max(self.most_alive, len(self._alive))
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._units)
@@ -169,17 +178,18 @@ class Play:
         """Complete all messages."""
         self.star.finish()
 
-    def memory(self, codecs: Sequence[Codec]) -> dict[str, float]:
+    def memory(self, codecs: Sequence[Codec]) -> dict[str, int]:
         """Return what a device's probe takes at its peak above the guide as it came, in bytes, known on both ranks.
 
         `probe` has no guide, `with_spc` decodes units as it reads them, `without_spc` has decoded all of them before.
+        `decoded_units` is how many decoded units lived at the same time with SPC, `unit` the size of the largest.
         """
-        found = {"coded_guide": 0, "unit": max(unit.raw_bytes for unit in self.units)}
+        found = {"unit": max(unit.raw_bytes for unit in self.units), "coded_guide": 0, "decoded_units": 0}
         for arm in ("probe", "with_spc", "without_spc"):
             place = Place(self._round, 0, -1, 0)
             self._round += 1
             inbox = self.star.down("plan", self.units, self._guide or None, place, codecs=codecs)
-            mine = 0
+            mine, alive = 0, 0
             if not self.star.is_cloud:
                 self.star.wait(inbox.requests, "the guide")
                 account.give_back_free_memory()
@@ -187,19 +197,16 @@ class Play:
                 before = account.resident_bytes()
                 if arm == "probe":
                     self._losses(None, 0.0)
-                else:
-                    whole = arm == "without_spc"
-                    units = {unit.name: np.array(inbox[unit.name]) for unit in self.units} if whole else inbox
+                elif arm == "with_spc":
+                    units = _Timed(inbox, self.reads, 0.0)
                     self._probe(Span(self.cutting, units))
-                    del units
+                    alive = units.most_alive
+                else:
+                    self._probe(Span(self.cutting, {unit.name: np.array(inbox[unit.name]) for unit in self.units}))
                 mine = account.peak_bytes() - before
-            found[arm], found["coded_guide"] = self.star.agree([mine, inbox.coded_bytes], "end a round")
-        over = found["with_spc"] - found["probe"]
-        return {
-            **found,
-            "decoded_units": over / found["unit"],
-            "whole_over_streamed": found["without_spc"] / found["with_spc"],
-        }
+            found[arm], found["coded_guide"], alive = self.star.agree([mine, inbox.coded_bytes, alive], "end a round")
+            found["decoded_units"] = max(found["decoded_units"], alive)
+        return found
 
     def _outline(self, layout: Layout, sparse: Sequence[Tensor]) -> dict[str, np.ndarray]:
         """Return the rows of each table that a guide is not zero in: those of the batch, and of large tables other texts'."""
