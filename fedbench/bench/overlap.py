@@ -18,7 +18,7 @@ import numpy as np
 
 from fedbench.bench import harness, ranks
 from fedbench.bench.harness import Options
-from fedbench.bench.streamed import Play
+from fedbench.bench.streamed import Play, check
 from fedbench.codec import frame
 from fedbench.codec.coding import Codec
 from fedbench.comm.base import Transport
@@ -28,6 +28,7 @@ ARMS = ("compute", "transfer", "both", "sequential")
 
 def run(options: Options) -> dict[str, Any] | None:
     """Return hidden fraction, ratio to the ideal and their samples; None on other ranks than 0."""
+    check(options)
     return ranks.measured("overlap", options)
 
 

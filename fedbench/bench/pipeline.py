@@ -14,7 +14,7 @@ from typing import Any
 from fedbench.bench import ranks
 from fedbench.bench.harness import Options
 from fedbench.bench.overlap import figures, table
-from fedbench.bench.streamed import Play
+from fedbench.bench.streamed import Play, check
 from fedbench.codec.codecs import CODECS
 from fedbench.comm.base import Transport
 
@@ -24,6 +24,7 @@ FIXED = ("int8", "int2")
 
 def run(options: Options) -> dict[str, Any] | None:
     """Return the ratio to the ideal bound by codec; None on other ranks than 0."""
+    check(options)
     return ranks.measured("pipeline", options)
 
 

@@ -48,6 +48,16 @@ _LOOKS = 3
 _PUBLIC_ROWS = 2048
 
 
+def check(options: Options) -> None:
+    """Return where two ranks are asked for and the link has a rate; ConfigError else, before any rank is started."""
+    if options.ranks != 2:
+        raise ConfigError(f"bench: found -n {options.ranks}; one device and its cloud are 2 ranks.")
+    try:
+        bit_s(options.link or LINK)
+    except ValueError as error:
+        raise ConfigError(f"--link: {error}.") from None
+
+
 class _Timed(Mapping[str, np.ndarray]):
     """Units that note when each was first asked for, in seconds since `start`, and how many decoded ones live at most."""
 
@@ -94,8 +104,6 @@ class Play:
     """Both ranks' part in the benchmark: the same calls in the same order on each."""
 
     def __init__(self, transport: Transport, options: Options) -> None:
-        if transport.size != 2:
-            raise ConfigError(f"bench: found -n {transport.size}; one device and its cloud are 2 ranks.")
         account.keep_heap()
         self.options = options
         self.transport = transport

@@ -84,6 +84,8 @@ def test_a_table_for_people_shows_the_first_key(capsys: pytest.CaptureFixture[st
         (["perturb", "--model", "shape:opt-126m"], "Nearest: opt-125m."),
         (["perturb", "--trainable", "everything", "--model", "embedded"], "model.trainable: found 'everything'"),
         (["perturb", "--batch", "none"], "--batch"),
+        (["overlap", "-n", "3"], "found -n 3; one device and its cloud are 2 ranks"),
+        (["pipeline", "-n", "2", "--link", "fast"], "--link: found 'fast'; allowed: a rate"),
     ],
 )
 def test_nonsense_is_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
