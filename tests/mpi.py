@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,6 +186,12 @@ def run(
     """Run a job to its end; once more where Open MPI's launcher gave up before it had started a rank."""
     ended = Job(command, folder, environment).wait(deadline_s)
     return Job(command, folder, environment).wait(deadline_s) if _NEVER_STARTED in ended.err else ended
+
+
+def chosen(request: pytest.FixtureRequest, name: str) -> list[Any]:
+    """Return the values of a parameter in all tests of the session that have it, so that their jobs start beforehand."""
+    params = [getattr(getattr(item, "callspec", None), "params", {}) for item in request.session.items]
+    return [found[name] for found in params if name in found]
 
 
 def _read(path: str) -> bytes:

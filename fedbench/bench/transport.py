@@ -83,6 +83,7 @@ def _arms(transport: MpiTransport, size: int) -> dict[str, harness.Arm]:
     coded, coming = (np.empty(frame.bound(unit), np.uint8) for _ in range(2))
 
     def messages(mine: np.ndarray = out, theirs: np.ndarray = room) -> None:
+        """Pass bytes there and back by fedbench's own messages."""
         request = mail.receive(theirs, peer, 0)
         if not first:
             mail.wait([request], "a message")
@@ -92,11 +93,13 @@ def _arms(transport: MpiTransport, size: int) -> dict[str, harness.Arm]:
         mail.settle(("out",))
 
     def frames() -> None:
+        """Pass the array there and back as a frame: coded, checked, decoded."""
         packed = frame.pack(array, unit, _PLACE, out=coded).frame
         messages(packed, coming)
         frame.unpack(coming, unit, _PLACE, (RAW,), "the other rank")
 
     def repeated(once: harness.Arm) -> harness.Arm:
+        """Return an arm that does it `turns` times."""
         return lambda: [once() for _ in range(turns)]
 
     return {

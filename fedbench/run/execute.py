@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -164,14 +165,7 @@ class Execution:
         self._memory.note()
         if reason == "stopped":
             if star.is_cloud:
-                begun_s = time.monotonic()
-                saver.save()
-                saved_s = time.monotonic() - begun_s
-                launch.say(
-                    f"stopped after round {runner.next_round}; go on with --resume. A warning must come "
-                    f"{flag.longest_s + saved_s:.1f} s before the end: longest round {flag.longest_s:.1f} s, "
-                    f"checkpoint {saved_s:.1f} s."
-                )
+                self._stop(saver, runner.next_round, flag.longest_s)
             star.finish()
             return EXIT_STOPPED
         weights = weights_sha256(built.trainable)
@@ -179,26 +173,42 @@ class Execution:
         star.finish()
         if not star.is_cloud:
             return EXIT_OK
-        facts = {
-            "mpi": launch.library(star.transport),
-            "hosts": sorted({star.transport.name_of(rank).rpartition(" ")[2] for rank in range(star.transport.size)}),
-            "threads_per_rank": job.config.run.threads,
+        if job.config.results.save_weights:
+            kept.write(options.run_file(job), built.trainable)
+        run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(self._facts(built, star, started)))
+        writer.write(options.run_file(job), run)
+        store.clear()
+        return self._announce(options.run_file(job))
+
+    @staticmethod
+    def _stop(saver: SaveCheckpoint, next_round: int, longest_s: float) -> None:
+        """Save a checkpoint and say how early a warning must come for a stop like this one."""
+        begun_s = time.monotonic()
+        saver.save()
+        saved_s = time.monotonic() - begun_s
+        launch.say(
+            f"stopped after round {next_round}; go on with --resume. A warning must come {longest_s + saved_s:.1f} s "
+            f"before the end: longest round {longest_s:.1f} s, checkpoint {saved_s:.1f} s."
+        )
+
+    @staticmethod
+    def _facts(built: Built, star: Topology, started: str) -> dict[str, Any]:
+        """Return what the provenance of a run that ends now tells of its world, data and model."""
+        transport, config = star.transport, built.job.config
+        return {
+            "mpi": launch.library(transport),
+            "hosts": sorted({transport.name_of(rank).rpartition(" ")[2] for rank in range(transport.size)}),
+            "threads_per_rank": config.run.threads,
             "started": started,
             "ended": provenance.now(),
             "data": dict(built.splits.source),
             "model": {
-                "name": job.config.model.name,
+                "name": config.model.name,
                 "weights": built.cut.weights,
                 "device": built.cut.residency.told(),
                 "trainable_entries": built.trainable.size,
             },
         }
-        if job.config.results.save_weights:
-            kept.write(options.run_file(job), built.trainable)
-        run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(facts))
-        writer.write(options.run_file(job), run)
-        store.clear()
-        return self._announce(options.run_file(job))
 
     def _resume(self, store: Store, runner: Runner, metrics: Metrics) -> None:
         """Bring all ranks to the newest checkpoint; without one the run starts fresh."""

@@ -95,11 +95,7 @@ def outcomes(
 ) -> Iterator[dict[Cell, Future[Outcome]]]:
     """Start the jobs of all chosen cells, in the order of their tests."""
     mpi.launcher()
-    chosen = [
-        item.callspec.params["cell"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "cell" in getattr(getattr(item, "callspec", None), "params", {})
-    ]
+    chosen = mpi.chosen(request, "cell")
     folder = tmp_path_factory.mktemp("faults")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {cell: pool.submit(play, cell, folder / "-".join(map(str, cell))) for cell in chosen}

@@ -104,11 +104,7 @@ def play(kill: Kill, folder: Path) -> Outcome:
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[object, Future]]:
     """Start the straight run of each setting on one rank, and all kills, two at a time."""
     mpi.launcher()
-    chosen = [
-        item.callspec.params["kill"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "kill" in getattr(getattr(item, "callspec", None), "params", {})
-    ]
+    chosen = mpi.chosen(request, "kill")
     folder = tmp_path_factory.mktemp("kills")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         found: dict[object, Future] = {}

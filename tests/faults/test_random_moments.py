@@ -188,11 +188,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="small and read-only f
 def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[Any, Future]]:
     """Start the job without a fault, and all that are chosen, two at a time."""
     mpi.launcher()
-    chosen = [
-        item.callspec.params["moment"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and "moment" in getattr(getattr(item, "callspec", None), "params", {})
-    ]
+    chosen = mpi.chosen(request, "moment")
     folder = tmp_path_factory.mktemp("moments")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         alone = command(folder / "straight", 1, folder / "straight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from synthetic_runs import make_run
@@ -37,3 +38,12 @@ def finish(swept: Sweep, dev_accuracy: Callable[[Line], float | None]) -> int:
         else:
             writer.write(swept.run_file(line), run_of(line, accuracy))
     return len(lines)
+
+
+def finished(folder: Path) -> Sweep:
+    """Return a sweep of three seeds, all done, whose accuracy rises with the seed."""
+    job = folder / "job.toml"
+    job.write_text(JOB)
+    swept = sweep.make(job, [{}], [0, 1, 2], None, folder / "out")
+    finish(swept, lambda line: 0.5 + line.seed / 10)
+    return swept

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from sweep_files import JOB, finish
+from sweep_files import finish, finished
 from synthetic_runs import make_run
 
 from fedbench.__main__ import main
@@ -21,10 +21,7 @@ from fedbench.results import collect, folder, reader, seal, writer
 @pytest.fixture
 def swept(tmp_path: Path) -> Sweep:
     """A sweep of three lines, two of them done."""
-    job = tmp_path / "job.toml"
-    job.write_text(JOB)
-    swept = sweep.make(job, [{}], [0, 1, 2], None, tmp_path / "out")
-    finish(swept, lambda line: 0.5 + line.seed / 10)
+    swept = finished(tmp_path)
     swept.run_file(swept.lines[2]).unlink()
     return swept
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweep_files import JOB, finish
+from sweep_files import finished
 from synthetic_runs import make_codec, make_run
 
 from fedbench.__main__ import main
@@ -75,11 +75,7 @@ def test_groups_and_joins_work_as_pandas_users_write_them(folder: Path) -> None:
 
 @pytest.fixture
 def swept(tmp_path: Path) -> Sweep:
-    job = tmp_path / "job.toml"
-    job.write_text(JOB)
-    swept = sweep.make(job, [{}], [0, 1, 2], None, tmp_path / "out")
-    finish(swept, lambda line: 0.5 + line.seed / 10)
-    return swept
+    return finished(tmp_path)
 
 
 def test_sweep_folder_collection_and_file_give_the_same_runs_once(swept: Sweep, tmp_path: Path) -> None:
