@@ -56,7 +56,12 @@ def require() -> None:
 
 
 def fedbench(
-    *words: str | Path, folder: Path, python: str = sys.executable, small: bool = True, paced: bool = True
+    *words: str | Path,
+    folder: Path,
+    python: str = sys.executable,
+    small: bool = True,
+    paced: bool = True,
+    deadline_s: float = DEADLINE_S,
 ) -> str:
     """Run a command line of fedbench in `folder` and return all that it prints; it must succeed.
 
@@ -69,7 +74,7 @@ def fedbench(
         env={**inherited, **(_SMALL if small else {}), **(_PACED if small and paced else {}), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=DEADLINE_S,
+        timeout=deadline_s,
         check=False,
     )
     assert ran.returncode == 0, f"{words}\n{ran.stdout}\n{ran.stderr}"
@@ -119,9 +124,9 @@ def limit(job: str, *, minutes: int) -> None:
     slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
 
-def until(true: Callable[[], object], what: str, sweep: Path) -> None:
+def until(true: Callable[[], object], what: str, sweep: Path, deadline_s: float = DEADLINE_S) -> None:
     """Wait until `true()`; fail with the sweep's logs where it takes too long."""
-    end = time.monotonic() + DEADLINE_S
+    end = time.monotonic() + deadline_s
     while not true():
         if time.monotonic() > end:
             logs = "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(sweep.glob("logs/*")))

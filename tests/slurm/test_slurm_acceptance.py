@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import cluster
@@ -19,6 +20,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 JOB = Path(__file__).parents[2] / "jobs" / "demo.toml"
 METHODS = ("cooperllm", "fedmezo", "fedavg")
 SEEDS = 4
+
+#: Whole runs of the demo's job, three at a time.
+DEADLINE_S = 3600.0
 
 #: Array task -> how it is struck once it has started.
 STRIKES = {
@@ -33,22 +37,25 @@ def test_twelve_of_twelve_runs_equal_those_made_by_hand(tmp_path: Path) -> None:
     words = shlex.split(os.environ.get("FEDBENCH_ACCEPTANCE_SET", ""))
 
     def command(line: str) -> str:
-        return cluster.fedbench(*shlex.split(line), folder=tmp_path, small=False)
+        return cluster.fedbench(*shlex.split(line), folder=tmp_path, small=False, deadline_s=DEADLINE_S)
+
+    def until(true: Callable[[], object], what: str) -> None:
+        cluster.until(true, what, sweep, DEADLINE_S)
 
     grid = f"--grid method.name={','.join(METHODS)} --seeds {SEEDS} {shlex.join(words)}"
     command(f"sweep make {JOB} {grid} --out results/s1")
     sweep = tmp_path / "results" / "s1"
     job = cluster.array_of(command("sweep submit results/s1 --parallel 3"))
     for line, strike in STRIKES.items():
-        cluster.until(lambda line=line: "start, dev" in cluster.log(sweep, line), f"line {line} starts", sweep)
+        until(lambda line=line: "start, dev" in cluster.log(sweep, line), f"line {line} starts")
         cluster.slurm(*strike, f"{job}_{line}")
-    cluster.until(lambda: cluster.over(job), "the first array is over", sweep)
+    until(lambda: cluster.over(job), "the first array is over")
     states = {run["line"]: run["state"] for run in cluster.status(sweep)["runs"]}
     assert {line for line, state in states.items() if state != "done"} == {1, 6}, states
     assert "1| fedbench: task ended: done" in cluster.log(sweep, 4)
 
     again = cluster.array_of(command("sweep submit results/s1"))
-    cluster.until(lambda: cluster.over(again), "the second array is over", sweep)
+    until(lambda: cluster.over(again), "the second array is over")
     command("sweep collect results/s1")
     told = command("report results/s1/all.h5 --out results/s1/report")
     assert "index.html" in told
