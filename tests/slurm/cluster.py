@@ -39,10 +39,12 @@ public_per_class = 4
 name = "fedmezo"
 """
 
+#: The fault of a run that shall last; see tests/faults/inject.
+PACED = "pause:0:rounds"
+
 _FOREIGN = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "SLURM_", "FEDBENCH_FAULT", "FEDBENCH_SLURM", "FEDBENCH_DATA")
 _SMALL = {"PYTHONPATH": os.pathsep.join([str(INJECT), str(HERE.parents[1])]), "FEDBENCH_FAULT_SMALL": "1"}
 _sent: list[str] = []
-_PACED = {"FEDBENCH_FAULT": "pause:0:rounds"}
 
 
 def require() -> None:
@@ -60,18 +62,18 @@ def fedbench(
     folder: Path,
     python: str = sys.executable,
     small: bool = True,
-    paced: bool = True,
+    fault: str = PACED,
     deadline_s: float = DEADLINE_S,
 ) -> str:
     """Run a command line of fedbench in `folder` and return all that it prints; it must succeed.
 
-    `small`: with few rows to evaluate; `paced`: with sleep in every round.
+    `small`: with few rows to evaluate and a fault of the campaign's, by default sleep in every round.
     """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
     ran = subprocess.run(
         [python, "-m", "fedbench", *map(str, words)],
         cwd=folder,
-        env={**inherited, **(_SMALL if small else {}), **(_PACED if small and paced else {}), "OMP_NUM_THREADS": "1"},
+        env={**inherited, **(_SMALL | {"FEDBENCH_FAULT": fault} if small else {}), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=deadline_s,
@@ -154,7 +156,7 @@ def by_hand(folder: Path, config: Mapping[str, Any], name: str) -> str:
     method = config["method"]
     tree = {**config, "method": {"name": method["name"], method["name"]: method["settings"]}}
     (folder / f"{name}.json").write_text(json.dumps(tree))
-    fedbench("run", f"{name}.json", "-n", "1", "--results", f"hand-{name}", folder=folder, paced=False)
+    fedbench("run", f"{name}.json", "-n", "1", "--results", f"hand-{name}", folder=folder, fault="")
     (path,) = (folder / f"hand-{name}" / "runs").glob("*.h5")
     return reader.read(path).summary.trajectory_sha256
 

@@ -26,7 +26,18 @@ def _slurm() -> Iterator[None]:
     cluster.cancel_all()
 
 
-def test_an_array_with_a_kill_a_requeue_and_no_time_is_completed_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the sweep of one run that hangs in its second round, past a minute of time, and its array."""
+    folder = tmp_path_factory.mktemp("hung")
+    sweep = cluster.make(folder, "sweep")
+    (folder / "site.env").write_text("FEDBENCH_SLURM_TIME=1\nFEDBENCH_SLURM_WARN_S=20\n")
+    return sweep, cluster.array_of(cluster.fedbench("sweep", "submit", "sweep", folder=folder, fault="hang:0:round"))
+
+
+def test_an_array_with_a_kill_a_requeue_and_no_time_is_completed_and_nothing_is_lost(
+    tmp_path: Path, hung: tuple[Path, str]
+) -> None:
     folder = tmp_path
     sweep = cluster.make(folder, "sweep", "--grid", f"run.rounds={','.join(map(str, ROUNDS))}")
     run_ids = list(cluster.configs(sweep))
@@ -64,6 +75,21 @@ def test_an_array_with_a_kill_a_requeue_and_no_time_is_completed_and_nothing_is_
     assert sorted(collected) == sorted(run_ids), "a run is lost, or counted twice"
     for run_id, config in cluster.configs(sweep).items():
         assert collected[run_id] == cluster.by_hand(folder, config, run_id), run_id
+
+
+def test_a_run_that_hangs_past_its_time_is_ended_told_as_such_and_made_by_the_next_submit(
+    hung: tuple[Path, str],
+) -> None:
+    """It can't follow the warning, so Slurm ends it the hard way; the array test before this one runs meanwhile."""
+    sweep, job = hung
+    cluster.until(lambda: cluster.over(job), "Slurm ends the run", sweep)
+    (run,) = cluster.status(sweep)["runs"]
+    assert run["state"] == "failed", run
+    assert "DUE TO TIME LIMIT" in run["reason"], run
+    assert not list(sweep.glob("runs/*")), "a run that was cut off left a run file"
+    again = cluster.array_of(cluster.fedbench("sweep", "submit", "sweep", folder=sweep.parent))
+    cluster.until(lambda: cluster.over(again), "the second array is over", sweep)
+    assert cluster.status(sweep)["done"] == 1
 
 
 @pytest.fixture(scope="module")
