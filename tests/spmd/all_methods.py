@@ -1,8 +1,8 @@
 """Every method on the embedded task, one run after the other in one world: plain, hard, and stopped and resumed.
 
-Run as `all_methods.py DIR [tree]` on any number of ranks; `tree` plays the untimed variant alone, stopped and resumed,
-below edges; one rank plays it straight beside the others. Each run leaves its file under `DIR/VARIANT`, each rank its
-exit codes in `DIR/verdict.RANK.json`.
+Run as `all_methods.py DIR [stopped|tree]` on any number of ranks. `stopped` plays the hard variant alone, stopped and
+resumed, and `tree` the untimed one below edges, which one rank plays straight beside the others. Each run leaves its
+file under `DIR/VARIANT`, each rank its exit codes in `DIR/verdict.RANK.json`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def run_one(transport: Transport, method: str, variant: dict[str, Any], options:
     return Execution(transport, Memory())(lambda size: job(method, variant, size), options)
 
 
-def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant: dict[str, Any] = HARD) -> list[int]:
+def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant: dict[str, Any]) -> list[int]:
     """Return the exit codes of a run that one rank's signal stops, and of the one that goes on."""
     play = Runner.play
 
@@ -131,17 +131,17 @@ def stopped_and_resumed(transport: Transport, method: str, folder: Path, variant
     return [first, run_one(transport, method, variant, Options(folder, resume=True))]
 
 
-def body(transport: Transport, folder: Path, *, tree: bool) -> int:
+def body(transport: Transport, folder: Path, only: str | None) -> int:
     """Run everything, with small splits to evaluate on, and leave this rank's verdict."""
     embedded.DEV_ROWS, embedded.TEST_ROWS = 48, 64
-    straight = variants(transport.size)
-    codes: dict[str, dict[str, list[int]]] = {STOPPED: {}, **{name: {} for name in straight}}
-    if tree:
-        codes = {TREE: {m: stopped_and_resumed(transport, m, folder / TREE, below_edges(m)) for m in METHODS}}
-    for method in METHODS if not tree else ():
+    straight = {} if only else variants(transport.size)
+    codes: dict[str, dict[str, list[int]]] = {name: {} for name in (*straight, only or STOPPED)}
+    for method in METHODS:
         for name, variant in straight.items():
             codes[name][method] = [run_one(transport, method, variant, Options(folder / name))]
-        codes[STOPPED][method] = stopped_and_resumed(transport, method, folder / STOPPED)
+        for name in codes.keys() - straight.keys():
+            variant = below_edges(method) if name == TREE else HARD
+            codes[name][method] = stopped_and_resumed(transport, method, folder / name, variant)
     (folder / f"verdict.{transport.rank}.json").write_text(json.dumps(codes), encoding="utf-8")
     return 0
 
@@ -150,7 +150,7 @@ def main() -> int:
     """Enter the world that there is and run everything in it."""
     transport = launch.enter(None)
     return launch.guard(
-        transport, lambda: body(transport, Path(sys.argv[1]), tree=TREE in sys.argv[2:]), lambda: "all methods"
+        transport, lambda: body(transport, Path(sys.argv[1]), *(sys.argv[2:] or [None])), lambda: "all methods"
     )
 
 
