@@ -22,7 +22,7 @@ def process_run(args: argparse.Namespace) -> int:
     """`fedbench run`; a request to stop that comes while it imports is kept."""
     from fedbench.run import launch
 
-    launch.keep_early_stops(launch.rank_signal())
+    launch.keep_early_stops()
     from fedbench.run.command import run
 
     return run(args)

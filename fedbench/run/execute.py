@@ -142,7 +142,7 @@ class Execution:
     def _run(self, built: Built, star: Topology, options: Options) -> int:
         job, clock = built.job, self._clock
         flag = launch.StopFlag()
-        flag.listen(*launch.ALONE_SIGNALS if star.transport.size == 1 else ())
+        flag.listen(alone=star.transport.size == 1)
         built.lab.stream.poll = star.poll
         clock.keep(job.config.results.trace_rounds, spans.most_kept(star.transport.size))
         runner = Runner(built, star, clock)

@@ -83,7 +83,7 @@ def enter(expected: int | None) -> Transport:
     launched = launched_size()
     if launched is None:
         return Loopback()
-    keep_early_stops(rank_signal())
+    keep_early_stops()
     _leave_pid()
     os.environ.setdefault(*_NO_CRASH_HANDLER)
     faulthandler.enable()
@@ -111,15 +111,14 @@ def enter(expected: int | None) -> Transport:
     return MpiTransport(MPI.COMM_WORLD)
 
 
-def keep_early_stops(*numbers: signal.Signals) -> None:
-    """Keep a stop signal (or one of `numbers`) that comes from now on for the StopFlag that listens next.
+def keep_early_stops() -> None:
+    """Keep a stop signal that comes from now on for the StopFlag that listens next.
 
     One that came before, while its starter had it blocked for this process, comes now.
     """
-    kept = numbers or STOP_SIGNALS
-    for number in kept:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: _early_stops.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def rank_signal() -> signal.Signals:
@@ -162,19 +161,21 @@ def library(transport: Transport) -> str:
 
 
 class StopFlag:
-    """Set by a signal, read at round boundaries; nothing else happens in the handler.
+    """Set by a signal, read at round boundaries. In one process the second INT or TERM ends it at once.
 
     `longest_s` is the longest time between two looks, evaluation included: what a request may have to wait.
     """
 
     def __init__(self) -> None:
-        self._set = False
+        self._set = self._alone = False
+        self._urged: list[int] = []
         self._looked_s = time.monotonic()
         self.longest_s = 0.0
 
-    def listen(self, *extra: signal.Signals) -> None:
+    def listen(self, *, alone: bool) -> None:
         """Take the stop signals from now on, and one that this rank got while it was starting."""
-        for number in (*STOP_SIGNALS, *extra):
+        self._alone = alone
+        for number in (*STOP_SIGNALS, *(ALONE_SIGNALS if alone else ())):
             signal.signal(number, self._on_signal)
         self._set |= early_stop()
 
@@ -185,6 +186,11 @@ class StopFlag:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._set = True
+        if self._alone and number in (signal.SIGINT, signal.SIGTERM):
+            self._urged.append(number)
+            if len(self._urged) > 1:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
 
 
 def guard(transport: Transport, body: Callable[[], int], where: Callable[[], str]) -> int:

@@ -105,25 +105,25 @@ def _for_srun(launcher: str) -> dict[str, str]:
 def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -> int:
     launched: list[int] = []
     over = threading.Event()
-    asking = threading.Thread(target=_ask_to_stop, args=(pids, over), name="stop", daemon=True)
-    urged = 0
+    asks: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Ask the ranks to stop at a round the first time; end them the second time that a person says so.
+        """Note what came, and end the ranks the second time that a person says so.
 
-        USR1 and USR2 only ask: a batch system sends TERM to everyone while its script passes a request on.
+        USR1 and USR2 only ask: a batch system sends TERM to everyone while its script passes a request on. A second
+        signal may come while the first is handled: nothing here may wait or lock.
         """
-        nonlocal urged
-        urged += number in (signal.SIGTERM, signal.SIGINT)
-        if urged > 1:
+        asks.append(number)
+        if sum(ask in _ENDING for ask in asks) > 1:
             for group in launched:
                 _send(group, signal.SIGTERM, os.killpg)
-        elif asking.ident is None:
-            asking.start()
 
+    request = launch.rank_signal()
     before = {s: signal.signal(s, on_signal) for s in (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)}
     if launch.early_stop():
-        on_signal(signal.SIGUSR2, None)
+        asks.append(signal.SIGUSR2)
+    stop = threading.Thread(target=_ask_to_stop, args=(pids, request, asks, over), name="stop", daemon=True)
+    stop.start()
     voices = _Voices()
     with subprocess.Popen(
         command,
@@ -152,11 +152,11 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
     return code if code >= 0 else 128 - code
 
 
-def _ask_to_stop(pids: Path, over: threading.Event) -> None:
-    """Send every rank the stop signal once, those that are still starting as soon as they can take it."""
-    number, asked = launch.rank_signal(), set[int]()
+def _ask_to_stop(pids: Path, number: int, asks: Sequence[int], over: threading.Event) -> None:
+    """Once there is an ask, send every rank the stop signal once, those that still start as soon as they can take it."""
+    asked = set[int]()
     while not over.is_set():
-        for pid in _living(pids):
+        for pid in _living(pids) if asks else ():
             if pid not in asked:
                 _send(pid, number)
                 asked.add(pid)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ LONG = 24
 #: `comm.deadline_s` of jobs in which a rank stands still: more than a first round takes on a busy machine. In an
 #: agreement ranks other than 0 wait twice as long.
 STOPPED_DEADLINE_S = 8.0
+
+#: Tells the only process of a job which rank the fault is for.
+ALONE = {"FEDBENCH_FAULT_ALONE": "0"}
 
 Form = Callable[..., list[str]]
 
@@ -128,6 +132,60 @@ def test_stop_request_while_ranks_are_starting(tmp_path: Path) -> None:
     assert ended.code == EXIT_STOPPED, ended.told()
     assert "stopped after round 1;" in ended.err, ended.told()
     assert not ended.left, ended.told()
+
+
+@pytest.mark.parametrize("place", ["import", "build"])
+def test_stop_request_while_one_process_is_starting(tmp_path: Path, place: str) -> None:
+    job, mark = write_job(tmp_path, rounds=LONG), tmp_path / "mark"
+    command = [mpi.console_script(), "run", str(job), "--results", str(tmp_path)]
+    running = mpi.Job(command, tmp_path / "log", {**faulty("note", 0, place, mark), **ALONE})
+    running.until(lambda: bool(strikes(mark)), "it is starting")
+    running.process.send_signal(signal.SIGTERM)
+    ended = running.wait()
+    assert ended.code == EXIT_STOPPED, ended.told()
+    assert "stopped after round 1;" in ended.err, ended.told()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_request_ends_one_process_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """The first is a request that a run in the middle of a round can't follow yet; USR2 after it asks no louder."""
+    job, mark = write_job(tmp_path, rounds=LONG), tmp_path / "mark"
+    command = [mpi.console_script(), "run", str(job), "--results", str(tmp_path)]
+    running = mpi.Job(command, tmp_path / "log", {**faulty("hang", 0, "round", mark), **ALONE})
+    running.until(lambda: bool(strikes(mark)), "it hangs")
+    for first in (number, signal.SIGUSR2):
+        running.process.send_signal(first)
+        time.sleep(0.5)
+        assert running.process.poll() is None
+    running.process.send_signal(number)
+    ended = running.wait(deadline_s=20.0)
+    assert ended.code == -number, ended.told()
+    assert not run_files(tmp_path)
+
+
+def test_signals_that_come_together_do_not_hang_the_supervisor() -> None:
+    """A request is passed on by a script while the batch system sends TERM: the second comes while the first is handled."""
+    watched = """
+import os, signal, sys, tempfile, threading
+from pathlib import Path
+from fedbench.run import supervise
+
+start = threading.Thread.start
+
+def struck(thread):
+    if thread.name == "stop":
+        threading.Thread.start = start
+        os.kill(os.getpid(), signal.SIGUSR2)
+    start(thread)
+
+threading.Thread.start = struck
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+with tempfile.TemporaryDirectory() as pids:
+    sys.exit(supervise._watch(["sleep", "1.5"], dict(os.environ), Path(pids)))
+"""
+    ended = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == EXIT_OK, ended.stderr
+    assert not ended.stderr
 
 
 def test_second_request_ends_at_once(tmp_path: Path) -> None:
