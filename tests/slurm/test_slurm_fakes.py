@@ -96,7 +96,10 @@ def test_a_sweep_that_is_larger_than_an_array_is_split_and_resources_come_from_t
         ["--array=0-1%3", "--nodes=3", "--ntasks=6"],
         ["--ntasks=1"],
     ]
-    assert f"--dependency=afterany:ARRAY_0:ARRAY_1:ARRAY_2:ARRAY_3,singleton --ntasks=1 --output={home}" in rows[4]
+    assert (
+        "--dependency=afterany:ARRAY_0:ARRAY_1:ARRAY_2:ARRAY_3,singleton --ntasks=1 --time=00:30:00 --output="
+        in rows[4]
+    )
 
 
 def test_only_what_is_neither_done_nor_in_the_queue_is_sent_and_what_slurm_loses_is_sent_again(
@@ -128,7 +131,7 @@ def test_a_submit_that_is_cut_short_is_put_right_by_the_next(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path, [{}], seeds=5)
-    fake.set(limit=2, fail=2)
+    fake.set(limit=2, fail=[2])
     assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
     told = capsys.readouterr().err
     assert "1 of 3 array(s) were sent; the same command sends the rest" in told
@@ -145,12 +148,53 @@ def test_a_submit_that_is_cut_short_is_put_right_by_the_next(
     assert "what waits or runs in Slurm is not known" in capsys.readouterr().err
 
 
+def test_where_nothing_that_collects_is_taken_the_first_refusal_is_told_with_what_to_do(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, [{}], seeds=5)
+    fake.set(limit=2, fail=[2, 3])
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
+    *_, unsent, uncollected, cause = capsys.readouterr().err.splitlines()
+    assert "1 of 3 array(s) were sent" in unsent
+    assert "no job collects when they have ended" in uncollected
+    assert "`fedbench sweep collect s`" in uncollected
+    assert "fedbench-" in uncollected, "the collector's refusal is not told"
+    assert "collect.sbatch" in uncollected
+    assert "sweep.sbatch" in cause
+    fake.set(fail=[5])
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
+    *_, uncollected, cause = capsys.readouterr().err.splitlines()
+    assert uncollected.endswith("`fedbench sweep collect s` does.")
+    assert "collect.sbatch" in cause
+
+
+def test_the_job_that_collects_has_the_sites_time_and_waits_for_all_arrays_of_the_sweep(
+    fake: Fake, tmp_path: Path
+) -> None:
+    swept = make(tmp_path, [{}], seeds=3)
+    name = arrays.name_of(swept)
+    (swept.folder / arrays.FOLDER).mkdir()
+    fake.queue([f"{name}-0", "9", 1, "RUNNING", "None"], ["fedbench-0123456789-0", "8", 0, "RUNNING", "None"])
+    assert main(["sweep", "submit", "s", "--time", "30"]) == EXIT_OK
+    *_, collector = fake.calls("sbatch")
+    assert "--dependency=afterany:9:100,singleton" in collector
+    assert "--time=30" in collector
+
+
 SITES: list[tuple[str, list[str]]] = [
     ("FEDBENCH_SLURM_TIM=1", ["FEDBENCH_SLURM_TIM: unknown", "Nearest: FEDBENCH_SLURM_TIME.", "site.env"]),
     ("FEDBENCH_SLURM_WARN_S=2m", ["FEDBENCH_SLURM_WARN_S: found '2m'; allowed: a whole number"]),
     ("FEDBENCH_SLURM_THROTTLE=0", ["FEDBENCH_SLURM_THROTTLE: found 0"]),
     ("FEDBENCH_SLURM_RANK_SIGNAL=USR1", ["found 'USR1'; allowed: USR2, TERM"]),
     ('FEDBENCH_SLURM_TIME="1', ["line 1", "no assignment of the shell"]),
+    (
+        "FEDBENCH_SLURM_SBATCH='--comment=\"a'",
+        ["FEDBENCH_SLURM_SBATCH", "no words of the shell (No closing quotation)"],
+    ),
+    ("FEDBENCH_SLURM_WARN_S=²", ["FEDBENCH_SLURM_WARN_S: found '²'; allowed: a whole number"]),
+    ('FEDBENCH_SLURM_SBATCH="--account=$USER"', ["found '--account=$USER'", "write the value out", "site.env line 1"]),
+    ("FEDBENCH_SLURM_TIME=`limit`", ["found '`limit`'", "write the value out"]),
+    ("FEDBENCH_SLURM_TIME=soon", ["FEDBENCH_SLURM_TIME: found 'soon'; allowed: minutes", "site.env"]),
 ]
 
 
@@ -162,6 +206,27 @@ def test_a_wrong_site_is_one_sentence(tmp_path: Path, text: str, parts: list[str
         site.read(path)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_assignments_end_where_the_shell_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "site.env"
+    path.write_text(
+        "FEDBENCH_SLURM_TIME=1-10; export FOO=1 FEDBENCH_SLURM_SBATCH='-p \"a;b\"';FEDBENCH_SLURM_WARN_S=9;\n"
+    )
+    assert site.read(path) == site.Site(path.resolve(), sbatch=("-p", "a;b"), time="1-10", warn_s=9)
+
+
+TIMES = ("nonsense", "1:2:3:4", "-5", "1-", "²", "")
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_that_sbatch_would_refuse_is_one_line_and_exit_2(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    make(tmp_path, [{}])
+    assert main(["sweep", "submit", "s", f"--time={text}"]) == EXIT_USER
+    assert f"--time: found {text!r}; allowed: minutes" in capsys.readouterr().err
+    assert fake.calls("sbatch") == []
 
 
 def test_the_example_names_the_defaults_and_a_job_reads_what_submit_read(tmp_path: Path) -> None:

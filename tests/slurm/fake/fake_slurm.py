@@ -2,7 +2,7 @@
 """sbatch, squeue and scontrol in one, for what a cluster of one node can't show; links give it their names.
 
 State lies in $FAKE_SLURM: `calls` has every command line, `queue` the jobs, `config` what a test wants (limit, fail:
-the number of the sbatch that fails, lose: indices that vanish, state: of all jobs).
+numbers of sbatch calls that fail, lose: indices that vanish, state: of all jobs).
 """
 
 import json
@@ -26,7 +26,7 @@ def indices(text):
 
 def sbatch(words, config):
     sent = sum(call[0] == "sbatch" for call in load("calls", []))
-    if sent == config.get("fail"):
+    if sent in config.get("fail", []):
         sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
     options = dict(w[2:].partition("=")[::2] for w in words if w.startswith("--"))
     job, queue = str(100 * sent), load("queue", [])
