@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 
 from fedbench.base import fsio
-from fedbench.base.errors import ResultError
+from fedbench.base.errors import ResultError, StorageError
 from fedbench.base.records import SCHEMA_VERSION
 from fedbench.results import reader, seal
 
@@ -48,7 +48,12 @@ def collect(path: Path, files: Mapping[str, Path]) -> Collected:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of the folder's collection for the block: two at a time would each miss what the other adds."""
-    with (folder / "collect.lock").open("a") as handle:
+    lock = folder / "collect.lock"
+    try:
+        handle = lock.open("a")
+    except OSError as error:
+        raise StorageError(f"{lock}: can't be written: {error.strerror}.") from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
