@@ -77,8 +77,9 @@ def collector(sweep: Sweep, jobs: Sequence[str], site: Site) -> list[str]:
         "sbatch",
         "--parsable",
         f"--job-name={name_of(sweep)}-collect",
-        f"--dependency={after},singleton",  # two collections at a time would each miss what the other adds
+        f"--dependency={after},singleton",  # one collection at a time, also where no lock reaches over hosts
         "--ntasks=1",
+        *_time(site),
         f"--output={_plain(folder)}/logs/slurm-collect.log",
         *site.sbatch,
         str(SCRIPTS / "collect.sbatch"),
@@ -107,7 +108,7 @@ def _sbatch(sweep: Sweep, lines: Sequence[Line], site: Site, offset: int) -> lis
         f"--nodes={_nodes(ranks, threads, site)}",
         f"--ntasks={ranks}",
         f"--cpus-per-task={threads}",
-        *([f"--time={site.time}"] if site.time else []),
+        *_time(site),
         f"--signal=B:{site.shell_signal}@{site.warn_s}",
         f"--output={_plain(folder)}/logs/slurm-{offset}-%a.log",
         *site.sbatch,
@@ -128,6 +129,10 @@ def _nodes(ranks: int, threads: int, site: Site) -> int:
             f"run.threads = {threads} is more than the {site.cpus_per_node} CPUs of a node. (From {site.file})"
         )
     return -(-ranks // (site.cpus_per_node // threads))
+
+
+def _time(site: Site) -> list[str]:
+    return [f"--time={site.time}"] if site.time else []
 
 
 def _plain(path: Path) -> str:

@@ -25,6 +25,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make(args: argparse.Namespace) -> int:
+    blocking = next((path for path in (args.out, *args.out.parents) if path.exists() and not path.is_dir()), None)
+    if blocking is not None:
+        raise ConfigError(f"--out {args.out}: {blocking} is a file; allowed: a folder, new or of the same sweep.")
     settings = {".".join(s.path): s.value for s in map(config.parse_setting, args.settings)}
     factors: list[list[dict[str, Any]]] = [
         [{}] if args.grid_file is None else grid.read_arms(args.grid_file),
@@ -54,7 +57,7 @@ def _seeds(args: argparse.Namespace, arms: list[dict[str, Any]], settings: dict[
     tree = config.read(args.job)
     run_table = tree.get("run")
     first = settings.get("run.seed", run_table.get("seed", 0) if isinstance(run_table, dict) else 0)
-    if not isinstance(first, int):
+    if type(first) is not int:  # True is one, and no seed
         raise ConfigError(f"run.seed: found {first!r}; allowed: a whole number from 0. (From {args.job} or --set)")
     return [first + number for number in range(args.seeds or 1)]
 

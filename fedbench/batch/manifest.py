@@ -1,7 +1,8 @@
 """A sweep on disk: `DIR/manifest.jsonl`, one run a line, and where each run's files lie.
 
 A line holds the whole resolved config, so that it determines its run even after the job file or a default has
-changed. A manifest is written once and never edited; its line numbers are the task numbers of the sweep.
+changed. A manifest is written once and never edited; its line numbers are the task numbers of the sweep. Its hash lies
+beside it, in the form of sha256sum, and is compared whenever it is read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # the state of a sweep is asked often, and what builds a run 
     from fedbench.run.execute import Options
 
 NAME = "manifest.jsonl"
+HASH_NAME = "manifest.sha256"
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,19 @@ def as_job_file(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(folder: Path, lines: Iterable[Line]) -> Sweep:
-    """Put a manifest into `folder`; one that is there already must be the same (ConfigError)."""
+    """Put a manifest and its hash into `folder`; one that is there already must be the same (ConfigError)."""
     sweep = Sweep(folder, tuple(lines))
-    text = "".join(f"{line.text()}\n" for line in sweep.lines)
+    content = "".join(f"{line.text()}\n" for line in sweep.lines).encode()
     path = folder / NAME
-    if path.exists():
-        if path.read_text(encoding="utf-8") != text:
-            raise ConfigError(
-                f"{path}: there is a manifest of another sweep, and a manifest is never changed. Allowed: the same "
-                f"sweep again, or another --out."
-            )
-        return sweep
-    fsio.write_text(path, text)
+    there = path.exists()
+    if there and path.read_bytes() != content:
+        raise ConfigError(
+            f"{path}: there is a manifest of another sweep, and a manifest is never changed. Allowed: the same "
+            f"sweep again, or another --out."
+        )
+    fsio.write_text(folder / HASH_NAME, f"{hashlib.sha256(content).hexdigest()}  {NAME}\n")
+    if not there:
+        fsio.write_bytes(path, content)
     return sweep
 
 
@@ -153,22 +156,46 @@ def sha256(folder: Path) -> str:
 
 
 def _texts(folder: Path) -> list[str]:
+    """Return the lines; ConfigError where the manifest is not the one whose hash lies beside it."""
     path = folder / NAME
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such sweep; `fedbench sweep make` makes one.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error}.") from None
+    found, made = hashlib.sha256(content).hexdigest(), _made(folder)
+    if found != made:
+        raise ConfigError(
+            f"{path}: not as it was made: its SHA-256 is {found}, {HASH_NAME} has {made}. A manifest is never edited."
+        )
+    return content.decode("utf-8", "replace").removesuffix("\n").split("\n")
+
+
+def _made(folder: Path) -> str:
+    """Return the SHA-256 that the manifest had when it was made; ConfigError where that is not there."""
+    path = folder / HASH_NAME
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: missing, so whether {NAME} is as it was made is not known. The same `fedbench sweep make` writes "
+            f"it again; so does `sha256sum {NAME} > {HASH_NAME}` there."
+        ) from None
+    except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error}.") from None
 
 
 def _line(number: int, text: str, where: str) -> Line:
     try:
         tree = json.loads(text)
+        for key, form in (("run_id", str), ("overrides", dict), ("config", dict)):
+            if not isinstance(tree[key], form):
+                raise TypeError(f"{key}: found {tree[key]!r}")
         line = Line(number, tree["run_id"], tree["overrides"], tree["config"])
         named = identity.run_id(line.config)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{where}: no line of a manifest ({type(error).__name__}: {error}).") from None
+        raise ConfigError(f"{where}: no line of a manifest ({error}).") from None
     if named != line.run_id:
         raise ConfigError(f"{where}: names {line.run_id}, its config gives {named}; manifests are not edited.")
     return line

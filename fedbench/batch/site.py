@@ -6,6 +6,7 @@ paths to set are the job's shell's to run.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedbench.base.errors import ConfigError, nearest
 NAME = "site.env"
 _PREFIX = "FEDBENCH_SLURM_"
 _SIGNALS = {"SHELL_SIGNAL": ("USR1", "USR2", "TERM", "HUP"), "RANK_SIGNAL": ("USR2", "TERM")}
+_TIME = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}|unlimited|infinite", re.IGNORECASE)
 
 
 class Site(NamedTuple):
@@ -44,11 +46,14 @@ def read(named: Path | None) -> Site:
         raise ConfigError(f"--site {path}: can't be read: {error}.") from None
     found: dict[str, str] = {}
     for number, row in enumerate(text.splitlines(), 1):
-        words = _words(row, f"{path} line {number}") if _PREFIX in row else []
-        for word in words[1:] if words[:1] == ["export"] else words:
+        where = f"{path} line {number}"
+        for word in _words(row, where) if _PREFIX in row else []:
             key, is_set, value = word.partition("=")
-            if is_set and key.startswith(_PREFIX):
-                found[key] = value
+            if not is_set or not key.startswith(_PREFIX):
+                continue
+            if "$" in value or "`" in value:
+                raise ConfigError(f"{key}: found {value!r}; submit runs no shell: write the value out. (From {where})")
+            found[key] = value
     return _site(found, str(path))._replace(file=path.resolve())
 
 
@@ -56,6 +61,15 @@ def of_environment(environment: Mapping[str, str]) -> Site:
     """Return the site as a job's shell, which has sourced the file, tells it."""
     known = {f"{_PREFIX}{name.upper()}" for name in Site._fields[1:]}
     return _site({key: value for key, value in environment.items() if key in known}, "the environment")
+
+
+def checked_time(text: str, key: str, source: str = "") -> str:
+    """Return a time limit in sbatch's words; ConfigError where sbatch would not take it."""
+    if _TIME.fullmatch(text) is None:
+        raise ConfigError(
+            f"{key}: found {text!r}; allowed: minutes, hours:minutes:seconds, days-hours, or another form of sbatch's.{source}"
+        )
+    return text
 
 
 def _site(found: Mapping[str, str], source: str) -> Site:
@@ -70,9 +84,16 @@ def _site(found: Mapping[str, str], source: str) -> Site:
         allowed = _SIGNALS.get(name.upper())
         if allowed and value not in allowed:
             raise ConfigError(f"{key}: found {value!r}; allowed: {', '.join(allowed)}. (From {source})")
-        if isinstance(default, int) and not value.isdigit():
+        if isinstance(default, int) and not (value.isascii() and value.isdigit()):
             raise ConfigError(f"{key}: found {value!r}; allowed: a whole number from 0. (From {source})")
-        values[name] = int(value) if isinstance(default, int) else tuple(shlex.split(value)) if default == () else value
+        if name == "time" and value:
+            checked_time(value, key, f" (From {source})")
+        values[name] = int(value) if isinstance(default, int) else value
+        if default == ():
+            try:
+                values[name] = tuple(shlex.split(value))
+            except ValueError as error:
+                raise ConfigError(f"{key}: {value!r} is no words of the shell ({error}). (From {source})") from None
     site = site._replace(**values)
     if site.throttle < 1:
         raise ConfigError(f"{_PREFIX}THROTTLE: found 0; allowed: a whole number from 1. (From {source})")
@@ -80,7 +101,10 @@ def _site(found: Mapping[str, str], source: str) -> Site:
 
 
 def _words(row: str, where: str) -> list[str]:
+    """Return the words of a row of shell; `;`, `&` and `|` end one as they do there."""
+    lexer = shlex.shlex(row, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
     try:
-        return shlex.split(row, comments=True)
+        return list(lexer)
     except ValueError as error:
         raise ConfigError(f"{where}: {row.strip()!r} is no assignment of the shell ({error}).") from None

@@ -1,22 +1,24 @@
 """Brings run files together in one: `/runs/<run_id>` holds a copy of all that the run file holds, and its hash.
 
 Copies, never links: a linked file that is gone reads as zeros without an error. The file is built anew beside the
-old one and put in its place whole; runs that the old one holds unchanged are taken from there. Nothing is deleted:
-what is damaged is moved into a folder `bad` beside it, what is of another kind or schema is refused.
+old one and put in its place whole; runs that the old one holds unchanged are taken from there. The seal of every run
+file is checked each time, and one collection waits for another that is at work. Nothing is deleted: what is damaged is
+moved into a folder `bad` beside it, what is of another kind or schema is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 
 from fedbench.base import fsio
-from fedbench.base.errors import ResultError
+from fedbench.base.errors import ResultError, StorageError
 from fedbench.base.records import SCHEMA_VERSION
 from fedbench.results import reader, seal
 
@@ -39,19 +41,38 @@ def collect(path: Path, files: Mapping[str, Path]) -> Collected:
 
     ResultError where `path` is no collection of this schema, which then stays as it was.
     """
+    with _alone(path.parent):
+        return _collect(path, files)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of the folder's collection for the block: two at a time would each miss what the other adds."""
+    lock = folder / "collect.lock"
+    try:
+        handle = lock.open("a")
+    except OSError as error:
+        raise StorageError(f"{lock}: can't be written: {error.strerror}.") from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _collect(path: Path, files: Mapping[str, Path]) -> Collected:
     left_out: list[str] = []
     held = _held(path, left_out)
     digests = {run_id: _told(file) for run_id, file in files.items()}
     new: list[str] = []
     for run_id, digest in digests.items():
-        if digest and held.get(run_id) == digest:
+        if digest and held.get(run_id) == digest and seal.check(files[run_id]) is seal.Seal.WHOLE:
             continue
         verdict = reader.inspect(files[run_id], run_id)
         if verdict.done:
             new.append(run_id)
         else:
-            moved = f" It was moved to {reader.quarantine(files[run_id])}." if verdict.damaged else ""
-            left_out.append(verdict.reason + moved)
+            moved = f" It was moved to {reader.quarantine(files[run_id])}" if verdict.damaged else ""
+            kept = f"; {path} keeps the copy that it has." if run_id in held else "."
+            left_out.append(verdict.reason + (moved + kept if moved else ""))
     known = held | {run_id: digests[run_id] for run_id in new}
     if new or not path.exists():
         sources = dict.fromkeys(held) | {run_id: files[run_id] for run_id in new}

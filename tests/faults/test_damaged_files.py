@@ -288,25 +288,19 @@ def test_damaged_notes_of_a_sweep_change_no_verdict(fault: str, pristine: Path, 
 def test_damaged_manifests(
     fault: str, damage: Damage, times: int, pristine: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
-    """A damaged manifest is refused with the line named, or still means the same runs."""
+    """A damaged manifest is refused by its hash."""
     draw = rng.generator(0, f"test-manifest-{fault}")
-    sound = manifest.read(pristine)
     for number in range(times):
         copied(pristine, tmp_path / "sweep")
         path = tmp_path / "sweep" / manifest.NAME
         damage(path, draw)
-        told = ""
         try:
-            found = manifest.read(path.parent)
-            meant = [(line.run_id, line.config) for line in found.lines]
-            assert meant == [(line.run_id, line.config) for line in sound.lines], number
+            manifest.read(path.parent)
+            told = ""
         except ConfigError as error:
             told = str(error)
-            assert readable(told, manifest.NAME), told
-        ledger.note(
-            f"manifest {fault}", noticed=True if told else None, cause=readable(told, manifest.NAME) if told else None
-        )
-        assert told or fault != "cut", number
+        ledger.note(f"manifest {fault}", noticed=bool(told), cause=readable(told, manifest.NAME))
+        assert readable(told, manifest.NAME), (number, told)
 
 
 def test_file_times_of_a_clock_that_was_set_decide_nothing(pristine: Path, tmp_path: Path, ledger: Ledger) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from fedbench.batch import arrays
 from fedbench.results import reader
 
 HERE = Path(__file__).parent
@@ -69,11 +70,10 @@ def fedbench(
 
     `small`: with few rows to evaluate and a fault of the campaign's, by default sleep in every round.
     """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
     ran = subprocess.run(
         [python, "-m", "fedbench", *map(str, words)],
         cwd=folder,
-        env={**inherited, **(_SMALL | {"FEDBENCH_FAULT": fault} if small else {}), "OMP_NUM_THREADS": "1"},
+        env=_environment(_SMALL | {"FEDBENCH_FAULT": fault} if small else {}),
         capture_output=True,
         text=True,
         timeout=deadline_s,
@@ -81,6 +81,29 @@ def fedbench(
     )
     assert ran.returncode == 0, f"{words}\n{ran.stdout}\n{ran.stderr}"
     return ran.stdout + ran.stderr
+
+
+def single(folder: Path) -> str:
+    """Send single.sbatch with JOB on two ranks and return the job's number; it prints to where `log` looks."""
+    (folder / "logs").mkdir()
+    (folder / "job.toml").write_text(JOB)
+    options = ["--parsable", "-n", "2", "--time=10", f"--output={folder}/logs/slurm-0-0.log"]
+    ran = subprocess.run(
+        ["sbatch", *options, arrays.SCRIPTS / "single.sbatch", "job.toml", "--results", "results"],
+        cwd=folder,
+        env=_environment(_SMALL | {"FEDBENCH_FAULT": PACED, "FEDBENCH_PYTHON": sys.executable}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    _sent.append(ran.stdout.strip())
+    return _sent[-1]
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+    return {**inherited, **more, "OMP_NUM_THREADS": "1"}
 
 
 def make(folder: Path, name: str, *words: str, python: str = sys.executable) -> Path:

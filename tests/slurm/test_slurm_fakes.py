@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 
 from fedbench.__main__ import main
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.batch import arrays, done, manifest, site, sweep, task, tasklog
+from fedbench.batch import arrays, done, manifest, scheduler, site, sweep, task, tasklog
 from fedbench.batch.manifest import Sweep
+from fedbench.results import reader
 from fedbench.run import supervise
 
 FAKE = Path(__file__).with_name("fake")
@@ -96,7 +98,10 @@ def test_a_sweep_that_is_larger_than_an_array_is_split_and_resources_come_from_t
         ["--array=0-1%3", "--nodes=3", "--ntasks=6"],
         ["--ntasks=1"],
     ]
-    assert f"--dependency=afterany:ARRAY_0:ARRAY_1:ARRAY_2:ARRAY_3,singleton --ntasks=1 --output={home}" in rows[4]
+    assert (
+        "--dependency=afterany:ARRAY_0:ARRAY_1:ARRAY_2:ARRAY_3,singleton --ntasks=1 --time=00:30:00 --output="
+        in rows[4]
+    )
 
 
 def test_only_what_is_neither_done_nor_in_the_queue_is_sent_and_what_slurm_loses_is_sent_again(
@@ -128,7 +133,7 @@ def test_a_submit_that_is_cut_short_is_put_right_by_the_next(
     fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path, [{}], seeds=5)
-    fake.set(limit=2, fail=2)
+    fake.set(limit=2, fail=[2])
     assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
     told = capsys.readouterr().err
     assert "1 of 3 array(s) were sent; the same command sends the rest" in told
@@ -145,12 +150,53 @@ def test_a_submit_that_is_cut_short_is_put_right_by_the_next(
     assert "what waits or runs in Slurm is not known" in capsys.readouterr().err
 
 
+def test_where_nothing_that_collects_is_taken_the_first_refusal_is_told_with_what_to_do(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path, [{}], seeds=5)
+    fake.set(limit=2, fail=[2, 3])
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
+    *_, unsent, uncollected, cause = capsys.readouterr().err.splitlines()
+    assert "1 of 3 array(s) were sent" in unsent
+    assert "no job collects when they have ended" in uncollected
+    assert "`fedbench sweep collect s`" in uncollected
+    assert "fedbench-" in uncollected, "the collector's refusal is not told"
+    assert "collect.sbatch" in uncollected
+    assert "sweep.sbatch" in cause
+    fake.set(fail=[5])
+    assert main(["sweep", "submit", "s"]) == EXIT_FAILURE
+    *_, uncollected, cause = capsys.readouterr().err.splitlines()
+    assert uncollected.endswith("`fedbench sweep collect s` does.")
+    assert "collect.sbatch" in cause
+
+
+def test_the_job_that_collects_has_the_sites_time_and_waits_for_all_arrays_of_the_sweep(
+    fake: Fake, tmp_path: Path
+) -> None:
+    swept = make(tmp_path, [{}], seeds=3)
+    name = arrays.name_of(swept)
+    (swept.folder / arrays.FOLDER).mkdir()
+    fake.queue([f"{name}-0", "9", 1, "RUNNING", "None"], ["fedbench-0123456789-0", "8", 0, "RUNNING", "None"])
+    assert main(["sweep", "submit", "s", "--time", "30"]) == EXIT_OK
+    *_, collector = fake.calls("sbatch")
+    assert "--dependency=afterany:9:100,singleton" in collector
+    assert "--time=30" in collector
+
+
 SITES: list[tuple[str, list[str]]] = [
     ("FEDBENCH_SLURM_TIM=1", ["FEDBENCH_SLURM_TIM: unknown", "Nearest: FEDBENCH_SLURM_TIME.", "site.env"]),
     ("FEDBENCH_SLURM_WARN_S=2m", ["FEDBENCH_SLURM_WARN_S: found '2m'; allowed: a whole number"]),
     ("FEDBENCH_SLURM_THROTTLE=0", ["FEDBENCH_SLURM_THROTTLE: found 0"]),
     ("FEDBENCH_SLURM_RANK_SIGNAL=USR1", ["found 'USR1'; allowed: USR2, TERM"]),
     ('FEDBENCH_SLURM_TIME="1', ["line 1", "no assignment of the shell"]),
+    (
+        "FEDBENCH_SLURM_SBATCH='--comment=\"a'",
+        ["FEDBENCH_SLURM_SBATCH", "no words of the shell (No closing quotation)"],
+    ),
+    ("FEDBENCH_SLURM_WARN_S=²", ["FEDBENCH_SLURM_WARN_S: found '²'; allowed: a whole number"]),
+    ('FEDBENCH_SLURM_SBATCH="--account=$USER"', ["found '--account=$USER'", "write the value out", "site.env line 1"]),
+    ("FEDBENCH_SLURM_TIME=`limit`", ["found '`limit`'", "write the value out"]),
+    ("FEDBENCH_SLURM_TIME=soon", ["FEDBENCH_SLURM_TIME: found 'soon'; allowed: minutes", "site.env"]),
 ]
 
 
@@ -162,6 +208,27 @@ def test_a_wrong_site_is_one_sentence(tmp_path: Path, text: str, parts: list[str
         site.read(path)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_assignments_end_where_the_shell_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "site.env"
+    path.write_text(
+        "FEDBENCH_SLURM_TIME=1-10; export FOO=1 FEDBENCH_SLURM_SBATCH='-p \"a;b\"';FEDBENCH_SLURM_WARN_S=9;\n"
+    )
+    assert site.read(path) == site.Site(path.resolve(), sbatch=("-p", "a;b"), time="1-10", warn_s=9)
+
+
+TIMES = ("nonsense", "1:2:3:4", "-5", "1-", "²", "")
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_that_sbatch_would_refuse_is_one_line_and_exit_2(
+    fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    make(tmp_path, [{}])
+    assert main(["sweep", "submit", "s", f"--time={text}"]) == EXIT_USER
+    assert f"--time: found {text!r}; allowed: minutes" in capsys.readouterr().err
+    assert fake.calls("sbatch") == []
 
 
 def test_the_example_names_the_defaults_and_a_job_reads_what_submit_read(tmp_path: Path) -> None:
@@ -177,14 +244,78 @@ def test_the_example_names_the_defaults_and_a_job_reads_what_submit_read(tmp_pat
     assert site.read(path) == site.Site(file=path.resolve())
 
 
-SCRIPTS = sorted(arrays.SCRIPTS.glob("*.sbatch"))
+#: What the scripts were when they were last looked at, so that every change of one is seen.
+STORED = sorted(Path(__file__).with_name("stored").glob("*.sbatch"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_short_and_the_folder_at_the_root_has_them(script: Path) -> None:
+@pytest.mark.parametrize("stored", STORED, ids=lambda path: path.name)
+def test_scripts_are_short_and_as_stored(stored: Path) -> None:
+    script = arrays.SCRIPTS / stored.name
     assert len(script.read_text().splitlines()) < 30
-    assert (Path(__file__).parents[2] / "slurm" / script.name).read_bytes() == script.read_bytes()
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert script.read_text() == stored.read_text(), "run them, then copy what was changed on purpose to stored/"
+
+
+def test_every_script_is_stored_and_is_in_the_folder_at_the_root() -> None:
+    assert {path.name for path in arrays.SCRIPTS.glob("*.sbatch")} == {path.name for path in STORED}
+    assert (Path(__file__).parents[2] / "slurm").resolve() == arrays.SCRIPTS
+
+
+def test_a_sweep_goes_its_whole_way_with_a_lost_element_a_warning_and_a_requeue(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch runs the scripts here: of two elements the one that it does not lose, then the job that collects."""
+    small_runs(monkeypatch)
+    swept = make(tmp_path, [{"run.rounds": 12}], seeds=2)
+    Path("site.env").write_text("FEDBENCH_SLURM_SHELL_SIGNAL=HUP\n")
+    fake.set(run=True, lose=[0], warn=f"{swept.lines[1].run_id}: start, dev")
+    assert main(["sweep", "submit", "s"]) == EXIT_OK
+    logs = swept.folder / "logs"
+    told = (logs / "slurm-0-1.log").read_text()
+    assert "0| fedbench: task ended: stopped: requeued for restart 1" in told, told
+    assert "1| fedbench: task ended: done" in told, told
+    assert fake.calls("scontrol")[1:] == [["scontrol", "requeue", "100_1"]]
+    collected = (logs / "slurm-collect.log").read_text()
+    assert "1 of 2 run(s), 1 of them new; 1 are not done." in collected
+    assert "2 planned, 1 done" in collected
+    assert [run.summary.run_id for run in reader.read_all(swept.folder / "all.h5")] == [swept.lines[1].run_id]
+
+
+def test_a_single_run_is_warned_requeues_itself_and_takes_its_ranks_from_the_job(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs(monkeypatch)
+    Path("job.toml").write_text(JOB.replace("rounds = 2", "rounds = 12"))
+    fake.set(run=True, warn="start, dev")
+    subprocess.run(["sbatch", arrays.SCRIPTS / "single.sbatch", "job.toml", "--results", "r"], check=True)
+    told = Path("fedbench-100.log").read_text()
+    assert "0| fedbench: task ended: stopped: requeued for restart 1" in told, told
+    assert "1| fedbench: task ended: done" in told, told
+    assert fake.calls("scontrol") == [["scontrol", "requeue", "100"]]
+
+
+def test_srun_whose_plugin_fits_no_library_ends_with_that_as_the_cause(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs(monkeypatch)
+    words = ["run", "job.toml", "-n", "2", "--set", "run.launcher=srun-pmix", "--results", "r"]
+    Path("job.toml").write_text(JOB)
+    ran = subprocess.run([sys.executable, "-m", "fedbench", *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == EXIT_FAILURE, ran.stderr
+    assert "the world has 1 rank(s), expected 2" in ran.stderr
+    assert not list(Path("r").glob("runs/*.h5"))
+    ((*call, _),) = (call[: call.index("-m")] for call in fake.calls("srun"))
+    assert call == ["srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--ntasks=2", "--cpus-per-task=1"]
+
+
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs have few rows to evaluate, and their first rank sleep in every round; the first start of Python is slow."""
+    monkeypatch.setattr(scheduler, "_PATIENCE_S", 300.0)
+    root = Path(task.__file__).parents[2]
+    for name, value in (("SMALL", "1"), ("ALONE", "0"), ("", "pause:0:rounds")):
+        monkeypatch.setenv(f"FEDBENCH_FAULT_{name}".rstrip("_"), value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(INJECT), str(root)]))
+    monkeypatch.setenv("FEDBENCH_PYTHON", sys.executable)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 #: Runs a task that is asked to stop as soon as it has started its child.
@@ -208,25 +339,61 @@ while :; do sleep 0.1; [ ! -e "$GO" ] || exit 85; done
 """
 
 
-def test_the_script_passes_every_warning_on_and_ends_with_the_status_of_its_task(tmp_path: Path) -> None:
+#: script -> its words, the environment that Slurm gives it, and the words of its task
+SENT: list[tuple[str, list[str], dict[str, str], str]] = [
+    ("sweep", ["STEP", "SITE", "DIR", "4", "abc"], {"SLURM_ARRAY_TASK_ID": "2"}, "sweep DIR 4 abc 2"),
+    ("single", ["JOB", "--set", "a=b c"], {"SLURM_NTASKS": "3"}, "run JOB --set a=b c -n 3 --resume"),
+    ("single", ["JOB"], {}, "run JOB --resume"),
+]
+
+#: What Slurm may be told to warn with, whatever site.env says of another.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("script", "words", "given", "got"), SENT)
+def test_a_script_passes_every_warning_on_and_ends_with_the_status_of_its_task(
+    tmp_path: Path, script: str, words: list[str], given: dict[str, str], got: str
+) -> None:
     step, go, env = tmp_path / "python", tmp_path / "go", tmp_path / "site.env"
     step.write_text(STEP)
     step.chmod(0o755)
-    env.write_text("SITE_WORD=sourced\n")
-    words = ["bash", str(arrays.SCRIPTS / "sweep.sbatch"), str(step), str(env), "DIR", "4", "abc"]
+    env.write_text("SITE_WORD=sourced\nFEDBENCH_SLURM_SHELL_SIGNAL=HUP\n")
+    own = {"GO": str(go), "FEDBENCH_SITE": str(env), "FEDBENCH_PYTHON": str(step), **given}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    told = [{"STEP": str(step), "SITE": str(env)}.get(word, word) for word in words]
     with (tmp_path / "out").open("w") as out:
-        process = subprocess.Popen(words, env={**os.environ, "SLURM_ARRAY_TASK_ID": "2", "GO": str(go)}, stdout=out)
-    for said, number in (("ready", signal.SIGUSR1), ("asked", signal.SIGTERM), ("asked\nasked", None)):
-        end = time.monotonic() + 20
-        while said not in (told := (tmp_path / "out").read_text()):
-            assert time.monotonic() < end, f"never said {said!r}: {told}"
-            time.sleep(0.02)
-        if number is not None:
-            process.send_signal(number)
-    assert process.poll() is None, "a signal ended the script before its task"
-    go.touch()
+        process = subprocess.Popen(
+            ["bash", arrays.SCRIPTS / f"{script}.sbatch", *told], env={**inherited, **own}, stdout=out
+        )
+    try:
+        for asked, number in enumerate((*WARNINGS, None)):
+            end = time.monotonic() + 20
+            while (said := (tmp_path / "out").read_text()).count("asked") < asked or "ready" not in said:
+                assert process.poll() is None, f"ended by a signal before its task: {said}"
+                assert time.monotonic() < end, f"not asked {asked} times: {said}"
+                time.sleep(0.02)
+            if number is not None:
+                process.send_signal(number)
+        assert process.poll() is None, "a signal ended the script before its task"
+    finally:
+        go.touch()
     assert process.wait(20) == EXIT_STOPPED
-    assert (tmp_path / "out").read_text().startswith("got -m fedbench.batch.task sweep DIR 4 abc 2 with sourced\n")
+    assert said.startswith(f"got -m fedbench.batch.task {got} with sourced\n")
+
+
+def test_a_ci_run_whose_slurm_comes_up_half_way_takes_it_down_again(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / ".ci" / "run"
+    tools = tmp_path / "tests" / "slurm"
+    tools.mkdir(parents=True)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(script, tmp_path / ".ci" / "run")
+    for name, body in (("slurm_up", "exit 1"), ("slurm_down", "touch down")):
+        (tools / f"{name}.sh").write_text(f"#!/bin/sh\n{body}\n")
+        (tools / f"{name}.sh").chmod(0o755)
+    ran = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "no Slurm can be brought up here" in ran.stderr
+    assert (tmp_path / "down").exists(), "what came up half-way was left"
 
 
 def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path) -> None:
@@ -343,9 +510,10 @@ def test_how_a_task_ended_by_its_log(tmp_path: Path, text: str, found: tuple[str
 
 
 def test_srun_is_told_to_end_all_ranks_with_one_and_a_restart_of_mpich_goes_without_shared_memory(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PATH", str(FAKE))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     with pytest.raises(ConfigError, match=r"run\.launcher: found 'srun-pmix', but there is no srun here"):
         supervise.start_words("srun-pmix", 2, 1)
     assert supervise._for_srun("srun-pmi2") == {}

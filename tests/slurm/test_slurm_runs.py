@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: stopped, requeued, killed, out of time, started by each launcher; in the end nothing is lost."""
+"""Sweeps and single runs on a real Slurm: stopped, requeued, killed, out of time, by each launcher; nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import cluster
 import mpi
 import pytest
+
+from fedbench.results import reader
 
 pytestmark = pytest.mark.slurm
 
@@ -102,7 +104,10 @@ def hand(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    """Return launcher -> the sweep of one run that it makes, and its array; those are sent together to save time."""
+    """Return launcher -> the sweep of one run that it makes, and its array, and the same of `single`, a run without one.
+
+    All are sent together to save time, and each is warned when it has started.
+    """
     found = {}
     for launcher, python in PYTHONS.items():
         if Path(python).exists():
@@ -110,9 +115,11 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]
             sweep = cluster.make(folder, "sweep", "--set", f"run.launcher={launcher}", python=python)
             told = cluster.fedbench("sweep", "submit", "sweep", folder=folder, python=python)
             found[launcher] = sweep, cluster.array_of(told)
-    for sweep, job in found.values():
+    folder = tmp_path_factory.mktemp("single")
+    found["single"] = folder, cluster.single(folder)
+    for name, (sweep, job) in found.items():
         cluster.until(lambda sweep=sweep: "start, dev" in cluster.log(sweep, 0), "the run starts", sweep)
-        cluster.slurm("scancel", "--batch", "--signal=USR1", f"{job}_0")
+        cluster.slurm("scancel", "--batch", "--signal=USR1", job if name == "single" else f"{job}_0")
     return found
 
 
@@ -129,3 +136,15 @@ def test_a_warning_stops_a_run_of_srun_and_its_task_requeues_itself(
     assert "1| fedbench: task ended: done" in told, told
     cluster.until(lambda: (sweep / "all.h5").exists(), "the collecting job has run", sweep)
     assert list(cluster.trajectories(sweep / "all.h5").values()) == [hand]
+
+
+def test_a_run_without_a_sweep_that_is_warned_requeues_itself_and_ends_as_made_by_hand(
+    sent: dict[str, tuple[Path, str]], hand: str
+) -> None:
+    folder, job = sent["single"]
+    cluster.until(lambda: cluster.over(job), "the job is over", folder)
+    told = cluster.log(folder, 0)
+    assert "0| fedbench: task ended: stopped: requeued for restart 1" in told, told
+    assert "1| fedbench: task ended: done" in told, told
+    (path,) = (folder / "results" / "runs").glob("*.h5")
+    assert reader.read(path).summary.trajectory_sha256 == hand

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -115,6 +117,44 @@ def test_what_is_not_sound_is_left_out_and_told_and_the_rest_is_collected(
     assert main(["sweep", "collect", str(swept.folder)]) == EXIT_FAILURE
     assert not first.exists()
     assert path.read_bytes() == before
+
+
+def test_a_run_file_that_decays_after_it_was_collected_is_named_and_its_copy_is_kept(
+    swept: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep.collect(swept)
+    before = path.read_bytes()
+    file = swept.run_file(swept.lines[1])
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert main(["sweep", "collect", str(swept.folder)]) == EXIT_FAILURE
+    told = capsys.readouterr().err
+    assert f"{file.name}: changed or cut after it was written" in told
+    assert f"It was moved to {file.parent / 'bad' / file.name}; {path} keeps the copy that it has." in told
+    assert "2 of 3 run(s), 0 of them new" in told
+    assert path.read_bytes() == before
+
+
+def test_of_two_collections_at_a_time_each_keeps_what_the_other_adds(
+    swept: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second starts while the first writes."""
+    path = swept.folder / collect.NAME
+    first, second = ({line.run_id: swept.run_file(line)} for line in swept.lines[:2])
+    write, others = fsio.replace_whole, []
+
+    def slow(target: Path, fill: Callable[[Path], None]) -> None:
+        if not others:
+            others.append(threading.Thread(target=collect.collect, args=(path, second)))
+            others[0].start()
+            others[0].join(1.0)
+        write(target, fill)
+
+    monkeypatch.setattr(fsio, "replace_whole", slow)
+    collect.collect(path, first)
+    others[0].join()
+    assert {run.summary.run_id for run in reader.read_all(path)} == {*first, *second}
 
 
 def test_a_collection_that_can_not_be_written_leaves_the_old_one(swept: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,9 +156,64 @@ def test_a_manifest_is_never_changed_and_a_line_outlives_its_job_file(job: Path,
     read = manifest.read(out)
     assert [(line.run_id, line.job().run_id) for line in read.lines] == [(line.run_id,) * 2 for line in made.lines]
     assert [json.loads(line)["seed"] for line in text.splitlines()] == [0, 1, 0, 1]
-    (out / manifest.NAME).write_text(text.replace('"lr":0.0022', '"lr":0.0023'))
+    replace(out, text.replace('"lr":0.0022', '"lr":0.0023'))
     with pytest.raises(ConfigError, match=r"line 0: names fedmezo-\w+, its config gives fedmezo-"):
         manifest.read(out)
+
+
+def replace(out: Path, text: str) -> None:
+    """Put another manifest and its hash in place of those of a sweep."""
+    (out / manifest.NAME).write_text(text)
+    (out / manifest.HASH_NAME).write_text(f"{manifest.sha256(out)}  {manifest.NAME}\n")
+
+
+CUTS = {"its first line": lambda lines: lines[1:], "its last line": lambda lines: lines[:-1], "all lines": lambda _: []}
+
+
+@pytest.mark.parametrize("what", CUTS)
+def test_a_manifest_without_a_line_that_it_had_is_refused(job: Path, tmp_path: Path, what: str) -> None:
+    """All line numbers, and with them the logs of Slurm's tasks, would tell of other runs."""
+    out = tmp_path / "out"
+    swept = sweep.make(job, [{}], [0, 1, 2], None, out)
+    path = out / manifest.NAME
+    whole = path.read_text()
+    path.write_text("".join(CUTS[what](whole.splitlines(keepends=True))))
+    for read in (lambda: manifest.read(out), lambda: manifest.read_line(out, 0)):
+        with pytest.raises(
+            ConfigError, match=r"manifest.jsonl: not as it was made: its SHA-256 is \w+, manifest.sha256"
+        ):
+            read()
+    path.write_text(whole)
+    assert manifest.read(out) == swept
+
+
+def test_a_sweep_without_a_hash_is_given_one_by_the_same_make(job: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    swept = sweep.make(job, [{}], [0, 1], None, out)
+    (out / manifest.HASH_NAME).unlink()
+    with pytest.raises(ConfigError, match=r"manifest.sha256: missing.*sha256sum manifest.jsonl > manifest.sha256"):
+        manifest.read(out)
+    sweep.make(job, [{}], [0, 1], None, out)
+    assert manifest.read(out) == swept
+    told = subprocess.run(["sha256sum", manifest.NAME], cwd=out, capture_output=True, text=True, check=True).stdout
+    assert (out / manifest.HASH_NAME).read_text() == told
+
+
+@pytest.mark.parametrize(("key", "value"), [("overrides", 3), ("config", 3), ("config", []), ("run_id", 3)])
+def test_a_line_of_another_form_is_refused(job: Path, tmp_path: Path, key: str, value: Any) -> None:
+    out = tmp_path / "out"
+    sweep.make(job, [{}], [0], None, out)
+    tree = json.loads((out / manifest.NAME).read_text())
+    replace(out, json.dumps({**tree, key: value}) + "\n")
+    with pytest.raises(ConfigError, match=rf"line 0: no line of a manifest \({key}: found "):
+        manifest.read(out)
+
+
+def test_a_value_may_hold_what_else_ends_lines(job: Path, tmp_path: Path) -> None:
+    arms = [{"data.template": f"{{text}} it{end}was {{mask}}"} for end in ("\u2028", "\x85", "\r", "\x1c")]
+    swept = sweep.make(job, arms, [0], None, tmp_path / "out")
+    assert manifest.read(swept.folder) == swept
+    assert manifest.read_line(swept.folder, 3) == swept.lines[3]
 
 
 CLI: list[tuple[list[str], list[str]]] = [
@@ -178,6 +233,9 @@ CLI: list[tuple[list[str], list[str]]] = [
         ["zo.epsilon: found -1", "zo.epsilon=-1"],
     ),
     (["sweep", "make", "job.toml", "--grid-file", "no.toml", "--out", "out"], ["no.toml: no such file"]),
+    (["sweep", "make", "job.toml", "--out", "job.toml"], ["--out job.toml: job.toml is a file; allowed: a folder"]),
+    (["sweep", "make", "job.toml", "--out", "job.toml/x", "--dry-run"], ["--out job.toml/x: job.toml is a file"]),
+    (["sweep", "make", "job.toml", "--set", "run.seed=true", "--out", "out"], ["run.seed: found True; allowed"]),
     (["sweep", "make", "job.toml", "--grid-file", "job.toml", "--out", "out"], ["unknown key run. Allowed: [[arm]]"]),
     (["sweep", "submit", "out", "--local"], ["out/manifest.jsonl: no such sweep", "sweep make"]),
     (["sweep", "submit", "made"], ["no such command, so there is no Slurm here", "--local"]),
