@@ -60,16 +60,22 @@ def moments() -> list[Moment]:
 KINDS: dict[str, tuple[int, ...]] = {
     "kill -9 of a device rank": (4, 3),
     "kill -9 of rank 0": (4, 3),
-    "kill -9 of the launcher": (3, 3),
-    "kill -9 of the supervisor": (2, 2),
-    "SIGSTOP of a rank": (3, 2),
-    "full disk under a job": (5, 1, 2),
+    "kill -9 of the launcher": (5, 3),
+    "kill -9 of the supervisor": (4, 2),
+    "SIGSTOP of a rank": (6, 2),
+    "full disk under a job": (8, 1, 2),
     "read-only results folder": (2, 1, 2),
-    "clock set during a job": (4, 1, 2),
+    "results folder turns read-only": (8, 1, 2),
+    "clock set during a job": (8, 1, 2),
 }
 MOMENTS = moments()
 #: What the default run takes of them.
-QUICK = {("kill -9 of the supervisor", 0), ("full disk under a job", 0), ("clock set during a job", 0)}
+QUICK = {
+    ("kill -9 of the supervisor", 0),
+    ("full disk under a job", 0),
+    ("results folder turns read-only", 0),
+    ("clock set during a job", 0),
+}
 
 
 def command(folder: Path, ranks: int, results: Path, deadline_s: float = 60.0) -> list[str]:
@@ -129,6 +135,20 @@ echo "fault over" >&2
 cp -r "$results" "$out"/copied
 exit $code
 """
+#: The folder turns read-only once the mark has so many lines and some time has passed, and can be written again later.
+TURNS = """
+mkdir -p "$1"; mount --bind "$1" "$1" || exit 99
+results=$1; mark=$2; rounds=$3; pause=$4; out=$5; shift 5
+"$@" & job=$!
+until [ "$(wc -l < "$mark" 2> /dev/null || echo 0)" -gt "$rounds" ]; do sleep 0.02; done
+sleep "$pause"
+until mount -o remount,ro,bind "$results" 2> /dev/null; do sleep 0.01; done
+wait $job; code=$?
+mount -o remount,rw,bind "$results"
+find "$results" -name '*.h5' > "$out"/found
+"$@" --resume > "$out"/second_out 2> "$out"/second; echo $? > "$out"/second_code
+exit $code
+"""
 READ_ONLY = """
 mkdir -p "$1"; mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 99
 out=$3; shift 3
@@ -150,6 +170,18 @@ def on_disk(moment: Moment, folder: Path) -> Outcome:
     )
 
 
+def on_a_disk_that_turns(moment: Moment, folder: Path) -> Outcome:
+    """Run a job whose results folder turns read-only at a moment, and again when it can be written."""
+    folder.mkdir(parents=True)
+    results, mark = folder / "results", folder / "mark"
+    turn = [str(results), str(mark), str(moment.round), f"{moment.part * ROUND_S:.3f}", str(folder)]
+    noting = faulty("note", 0, "rounds", mark) | {"FEDBENCH_FAULT_ALONE": "0"}
+    since = time.time()
+    words = [*turn, *command(folder, moment.ranks, results)]
+    ended = mpi.run(["unshare", "--mount", "sh", "-c", TURNS, "sh", *words], folder / "log", noting)
+    return Outcome(folder, ended, time.time() - since, len((folder / "found").read_text().split()), None)
+
+
 #: What two checkpoints and the run file of this job take, a little less.
 NEEDED_KIB = 2500
 
@@ -166,6 +198,8 @@ def with_clock(moment: Moment, folder: Path) -> Outcome:
 
 
 def play(moment: Moment, folder: Path) -> Outcome:
+    if "turns" in moment.kind:
+        return on_a_disk_that_turns(moment, folder)
     if "disk" in moment.kind or "read-only" in moment.kind:
         return on_disk(moment, folder)
     return with_clock(moment, folder) if "clock" in moment.kind else strike(moment, folder)
@@ -194,7 +228,7 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         alone = command(folder / "straight", 1, folder / "straight")
         found: dict[Any, Future] = {None: pool.submit(mpi.run, alone, folder / "straight" / "log", faulty())}
         for number, moment in enumerate(chosen):
-            if can_mount() or moment.kind not in ("full disk under a job", "read-only results folder"):
+            if can_mount() or not any(word in moment.kind for word in ("disk", "read-only")):
                 found[moment] = pool.submit(play, moment, folder / str(number))
         yield found
         pool.shutdown(cancel_futures=True)
@@ -286,6 +320,21 @@ def test_a_read_only_folder_is_told(jobs: Mapping[Any, Future], moment: Moment, 
     cause = said(outcome.ended, "results", "can't be written: Read-only file system")
     ledger.note(moment.kind, noticed=noticed, cause=cause, counted=outcome.complete)
     assert (noticed, cause, outcome.complete) == (True, True, 0), outcome.ended.told()
+
+
+@needs_mounts
+@pytest.mark.parametrize("moment", params("results folder turns read-only"))
+def test_a_folder_that_turns_read_only_fails_the_job_and_lets_it_go_on_when_it_can_be_written(
+    jobs: Mapping[Any, Future], moment: Moment, ledger: Ledger
+) -> None:
+    outcome: Outcome = jobs[moment].result()
+    ended, folder = outcome.ended, outcome.folder
+    cause = said(ended, "results", "can't be written: Read-only file system")
+    second = (folder / "second_out").read_text().strip()
+    good = (folder / "second_code").read_text().strip() == "0" and hashes(Path(second)) == straight(jobs)
+    ledger.note(moment.kind, noticed=failed(ended), cause=cause, good=good, counted=outcome.complete)
+    assert (failed(ended), cause, good, outcome.complete) == (True, True, True, 0), ended.told()
+    assert not ended.left
 
 
 @pytest.mark.parametrize("moment", params("clock set during a job"))
