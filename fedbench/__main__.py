@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, FedbenchError
 from fedbench.base.words import Parser, Verbs, positive
 from fedbench.batch import arguments
 from fedbench.run import arguments as run_arguments
@@ -20,9 +20,10 @@ from fedbench.run import arguments as run_arguments
 
 def process_run(args: argparse.Namespace) -> int:
     """`fedbench run`; a request to stop that comes while it imports is kept."""
-    from fedbench.run import launch
+    from fedbench.run import launch, parent
 
     launch.keep_early_stops()
+    parent.stop_with_parent()
     from fedbench.run.command import run
 
     return run(args)
@@ -251,6 +252,9 @@ def main(words: Sequence[str]) -> int:
             raise
         print(f"fedbench: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("fedbench: stopped by INT; the same command goes on.", file=sys.stderr)
+        return EXIT_STOPPED
     except BrokenPipeError:
         return EXIT_OK
     except OSError as error:

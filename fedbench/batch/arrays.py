@@ -19,6 +19,7 @@ from fedbench.batch import manifest, scheduler
 from fedbench.batch.manifest import Line, Sweep
 from fedbench.batch.scheduler import Queued
 from fedbench.batch.site import Site
+from fedbench.run.launch import say
 
 #: The batch scripts, a part of the package.
 SCRIPTS = Path(__file__).with_name("slurm")
@@ -41,11 +42,14 @@ def name_of(sweep: Sweep) -> str:
 
 
 def in_queue(sweep: Sweep) -> dict[int, Queued]:
-    """Return line number -> its job in Slurm's queue; nothing where the sweep was never sent there, or no Slurm is here.
+    """Return line number -> its job in Slurm's queue; nothing where the sweep was never sent there.
 
-    FedbenchError where the queue can't be read.
+    FedbenchError where the queue can't be read. A machine without Slurm has no word of it: people are told.
     """
-    if not (sweep.folder / FOLDER).is_dir() or not scheduler.is_here():
+    if not (sweep.folder / FOLDER).is_dir():
+        return {}
+    if not scheduler.is_here():
+        say("what waits or runs in Slurm is not known here (no squeue); a run at work is told by its lease alone.")
         return {}
     own = re.compile(rf"{name_of(sweep)}-(\d+)")
     found: dict[int, Queued] = {}

@@ -95,8 +95,7 @@ def run_shown(swept: Sweep, parallel: int | None, *, retry: bool = False) -> loc
     from fedbench.batch import local
     from fedbench.batch.show import ShowSweep
 
-    runs = len(sweep.to_run(swept, retry=retry))
-    show = ShowSweep(swept.folder.name, runs, Console(stderr=True))
+    show = ShowSweep(swept.folder.name, Console(stderr=True))
     try:
         return local.run_local(swept, parallel, show, retry=retry)
     finally:

@@ -15,10 +15,11 @@ import sys
 import time
 from typing import IO, Any, NamedTuple
 
-from fedbench.base.errors import EXIT_STOPPED
-from fedbench.batch import failures
+from fedbench.base.errors import EXIT_OK, EXIT_STOPPED
+from fedbench.batch import failures, lock
 from fedbench.batch.manifest import Line, Sweep
 from fedbench.results import reader
+from fedbench.run import parent
 from fedbench.run.launch import SIZE_VARIABLES
 
 #: A worker that holds more than this after a run is replaced by a fresh one.
@@ -29,7 +30,7 @@ WORKER = ("-m", "fedbench.batch.worker")
 
 
 class Outcome(NamedTuple):
-    """What became of one line: `state` is done, diverged, failed or stopped."""
+    """What became of one line: `state` is done, diverged, failed, stopped, or running: another process has its lease."""
 
     line: Line
     state: str
@@ -61,9 +62,7 @@ class Lane:
         if not kind:
             with log.open("rb") as handle:
                 handle.seek(before)
-                kind, reason = failures.of_log(handle.read().decode(errors="replace"), _ending(code))
-            if code < 0:
-                reason = _ending(code)
+                kind, reason = failures.of_log(handle.read().decode(errors="replace"), code)
         return Outcome(line, kind, reason, wall_s)
 
     def stop(self, *, now: bool) -> None:
@@ -87,7 +86,7 @@ class Lane:
         if self._child is not None and self._threads != line.threads:
             self.close()
         if self._child is None:
-            self._start([*WORKER, str(self._sweep.folder)], line, printed, piped=True)
+            self._start([*WORKER, str(self._sweep.folder)], line, printed)
         worker = self._child
         assert worker is not None
         assert worker.stdin is not None
@@ -104,37 +103,42 @@ class Lane:
         told: dict[str, Any] = json.loads(answer)
         if told["resident_bytes"] > WORKER_BYTES:
             self.close()
-        if told["error"] is None:
-            return told["code"], "", ""
-        kind = failures.DIVERGED if told["error"] == failures.DIVERGENCE else failures.FAILED
-        return told["code"], kind, told["message"]
+        return told["code"], told["kind"], told["reason"]
 
     def _launched(self, line: Line, printed: IO[str]) -> tuple[int, str, str]:
-        """Return the exit code of a line that `fedbench run -n` launches; kind and reason are in its log."""
+        """Return the exit code of a line that `fedbench run -n` launches; kind and reason are in its log.
+
+        `run.launcher` is about an allocation of Slurm's; without one there is mpirun alone.
+        """
         self.close()
-        self._start(["-m", "fedbench", *self._sweep.run_words(line)], line, printed, piped=False)
-        child = self._child
-        assert child is not None
-        code = child.wait()
+        with lock.lease(self._sweep.folder, line.run_id) as lease:
+            if lease is None:
+                return EXIT_OK, *lock.ELSEWHERE
+            words = [*self._sweep.run_words(line), "--set", "run.launcher=mpirun"]
+            self._start(["-m", "fedbench", *words], line, printed, lease)
+            child = self._child
+            assert child is not None
+            code = child.wait()
         self._child = None
         return code, "", ""
 
-    def _start(self, words: list[str], line: Line, printed: IO[str], *, piped: bool) -> None:
-        """Start a child in a session of its own, so that a Ctrl-C reaches it through `stop` alone."""
+    def _start(self, words: list[str], line: Line, printed: IO[str], lease: int | None = None) -> None:
+        """Start a child in a session of its own, so that a Ctrl-C reaches it through `stop` alone.
+
+        One that runs a single line holds its `lease` with this process; a worker is told its lines by a pipe.
+        """
+        piped = lease is None
         environment = {key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
         self._threads = line.threads
         self._child = subprocess.Popen(
             [sys.executable, *words],
-            env=environment | {"OMP_NUM_THREADS": str(line.threads)},
+            env=environment | parent.environment(lease) | {"OMP_NUM_THREADS": str(line.threads)},
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else printed,
             stderr=printed,
             text=True,
             start_new_session=True,
+            pass_fds=() if lease is None else (lease,),
         )
         if self._stopping:  # `stop` may have come before there was a child
             self._child.send_signal(signal.SIGTERM)
-
-
-def _ending(code: int) -> str:
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -1,7 +1,7 @@
 """Runs what is not done of a sweep on this machine, several lines at a time, and stops in good order.
 
 A failed run stops no other. The first INT or TERM asks all children to stop at a round boundary, where they leave
-checkpoints; the second ends them. This module alone writes failures and the list of what is running.
+checkpoints; the second ends them. This module alone writes failures.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class Progress(Protocol):
     """What is told while a sweep runs."""
+
+    def planned(self, runs: int) -> None:
+        """That many lines are to be run."""
 
     def started(self, line: Line) -> None:
         """A line was given to a lane."""
@@ -64,6 +67,8 @@ def run_local(
         lines = sweep.to_run(swept, retry=retry)
         for line in lines:
             line.job(f"{swept.folder / 'manifest.jsonl'} line {line.number}")
+        if progress is not None:
+            progress.planned(len(lines))
         count = min(len(lines), parallel or lanes_for(lines))
         return _Crew(swept, lines, count, progress).work() if lines else Results((), False)
 
@@ -84,7 +89,6 @@ class _Crew:
     def work(self) -> Results:
         """Run all lines and return what became of them."""
         outcomes: list[Outcome] = []
-        running: set[str] = set()
         threads = [threading.Thread(target=self._serve, args=(lane,), name="lane", daemon=True) for lane in self._lanes]
         with self._signals():
             for thread in threads:
@@ -104,18 +108,14 @@ class _Crew:
                     self._stop(now=False)
                     raise event
                 else:
-                    self._take(event, running, outcomes)
+                    self._take(event, outcomes)
         return Results(tuple(outcomes), self._asked > 0)
 
-    def _take(self, event: Line | Outcome, running: set[str], outcomes: list[Outcome]) -> None:
-        if isinstance(event, Line):
-            running.add(event.run_id)
-        else:
-            running.discard(event.line.run_id)
+    def _take(self, event: Line | Outcome, outcomes: list[Outcome]) -> None:
+        if isinstance(event, Outcome):
             outcomes.append(event)
             if event.state in (failures.DIVERGED, failures.FAILED):
                 failures.add(self._sweep.folder, Failure(event.line.run_id, event.state, event.reason, time.time()))
-        lock.note(self._sweep.folder, running)
         if self._progress is None:
             return
         if isinstance(event, Line):

@@ -1,67 +1,68 @@
-"""One submit at a time per sweep, and what it is running: `DIR/lock` and `DIR/running.json`.
+"""Who is at work in a sweep: one submit at a time (`DIR/lock`), one process for each run (`DIR/leases/<run_id>`).
 
-The lock is the system's, so it is free again however its holder ended. What a dead holder left in the list is not
-believed.
+The locks are the system's, so they are free again however their holders ended. Their files stay and hold nothing.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from fedbench.base import fsio
 from fedbench.base.errors import ConfigError
 
 #: How long a lock is waited for: whoever asks for the state of a sweep holds it for a moment.
 _PATIENCE_S = 0.5
+
+#: State of a run, and why it is not started, where another process has its lease.
+ELSEWHERE = ("running", "another process is at it")
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold the sweep's lock for the block; ConfigError where another process does."""
     with (folder / "lock").open("a") as handle:
-        end = time.monotonic() + _PATIENCE_S
-        while not (taken := _take(handle)) and time.monotonic() < end:
-            time.sleep(_PATIENCE_S / 10)
-        if not taken:
+        if not _taken(handle):
             raise ConfigError(f"{folder}: another submit is at work there (see fedbench sweep status {folder}).")
-        note(folder, ())
-        try:
-            yield
-        finally:
-            (folder / "running.json").unlink(missing_ok=True)
+        yield
 
 
-def note(folder: Path, run_ids: Iterable[str]) -> None:
-    """Say which runs the holder of the lock is running."""
-    fsio.write_text(folder / "running.json", json.dumps({"pid": os.getpid(), "runs": sorted(run_ids)}))
+@contextmanager
+def lease(folder: Path, run_id: str) -> Iterator[int | None]:
+    """Hold a run's lease for the block and yield its descriptor, or None where another process has it.
+
+    A child that is given the descriptor holds the lease as long as it lives, whatever becomes of this process.
+    """
+    path = folder / "leases" / run_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        yield handle.fileno() if _taken(handle) else None
 
 
 def running(folder: Path) -> set[str]:
-    """Return the runs that a living submit is running."""
-    lock, path = folder / "lock", folder / "running.json"
-    if not lock.exists() or not path.exists():
-        return set()
-    with lock.open() as handle:
-        if _take(handle):
-            return set()
-    try:
-        return set(json.loads(path.read_text(encoding="utf-8"))["runs"])
-    except FileNotFoundError:  # it ended between the two looks
-        return set()
-    except (ValueError, KeyError, TypeError):  # damaged: nothing is believed of it
-        return set()
+    """Return the runs whose leases are held."""
+    leases = folder / "leases"
+    return {path.name for path in leases.iterdir() if _is_held(path)} if leases.is_dir() else set()
 
 
-def _take(handle: IO[str]) -> bool:
+def _taken(handle: IO[str]) -> bool:
+    end = time.monotonic() + _PATIENCE_S
+    while not (taken := _take(handle, fcntl.LOCK_EX)) and time.monotonic() < end:
+        time.sleep(_PATIENCE_S / 10)
+    return taken
+
+
+def _is_held(path: Path) -> bool:
+    with path.open() as handle:
+        return not _take(handle, fcntl.LOCK_SH)
+
+
+def _take(handle: IO[str], kind: int) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -14,16 +14,22 @@ from fedbench.batch.manifest import Line
 class ShowSweep:
     """Counts runs as they end, and names those that failed at once."""
 
-    def __init__(self, name: str, runs: int, console: Console) -> None:
+    def __init__(self, name: str, console: Console) -> None:
         self._console = console
-        self._runs = runs
+        self._runs = 0
         self._states: Counter[str] = Counter()
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
             self._bar = Progress(TextColumn("[bold]{task.description}"), *columns, console=console, transient=True)
-            self._task = self._bar.add_task(name, total=runs, facts="")
+            self._task = self._bar.add_task(name, total=None, facts="")
             self._bar.start()
+
+    def planned(self, runs: int) -> None:
+        """Take the number of runs."""
+        self._runs = runs
+        if self._bar is not None:
+            self._bar.update(self._task, total=runs)
 
     def started(self, line: Line) -> None:
         """Nothing is said before there is something to say."""

@@ -133,17 +133,20 @@ def _told_queue(sweep: Sweep) -> dict[int, Queued]:
 
 
 class _Look:
-    """One look at a sweep: its run files, Slurm's queue, what a local submit runs, and how runs ended that are not done."""
+    """One look at a sweep: Slurm's queue, the leases that are held, how runs ended that are not done, and the run files.
+
+    The files are looked at last: a run that ends between two looks is then told as done, never as lost.
+    """
 
     def __init__(self, sweep: Sweep, *, fresh: bool) -> None:
         self._sweep = sweep
-        self._done = DoneRuns(sweep, fresh=fresh)
-        self._failures = failures.read(sweep.folder)
-        self._alive = lock.running(sweep.folder)
         self._queue = arrays.in_queue(sweep) if fresh else _told_queue(sweep)
+        self._alive = lock.running(sweep.folder)
+        self._failures = failures.read(sweep.folder)
         self._logs = tasklog.newest(sweep.folder)
         ckpt = sweep.folder / "ckpt"
         self._checkpoints = {path.parent.name for path in ckpt.glob("*/LATEST")} if ckpt.is_dir() else set()
+        self._done = DoneRuns(sweep, fresh=fresh)
 
     def state(self, line: Line) -> State:
         """Return where a run stands; what holds now is asked before what a failure or a log tells of the past."""
@@ -155,11 +158,13 @@ class _Look:
         if queued is not None:
             return State(line, "queued" if queued.waits else "running", queued.why)
         resumable = line.run_id in self._checkpoints
-        kind, reason = self._past(line)
+        damaged = self._done.reasons.get(line.run_id, "")
+        kind, reason = (
+            self._past(line) if not damaged else ("", damaged)
+        )  # an attempt since then would have put it aside
         if kind in (failures.DIVERGED, failures.FAILED):
             return State(line, kind, reason + (" (a checkpoint exists)" if resumable else ""))
-        found = reason or self._done.reasons.get(line.run_id, "")
-        return State(line, "resumable" if resumable else "missing", found)
+        return State(line, "resumable" if resumable else "missing", reason)
 
     def _past(self, line: Line) -> tuple[str, str]:
         """Return how the newest attempt of a run that is not done ended, and why: by its Slurm log or a local submit."""

@@ -7,33 +7,37 @@ is done by its file.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, FedbenchError
 from fedbench.base.words import Parser
-from fedbench.batch import arrays, failures, manifest, scheduler, site, tasklog
+from fedbench.batch import failures, lock, manifest, scheduler, site, tasklog
 from fedbench.results import reader
-from fedbench.run import arguments
+from fedbench.run import arguments, parent
 from fedbench.run.launch import RUN_ID_VARIABLE, SIZE_VARIABLES, say
+
+_T = TypeVar("_T")
+
+#: Between tries where a command of Slurm's fails: a controller that is busy or starts anew has no answer for a while.
+PAUSES_S = (2.0, 8.0)
 
 
 class Task(NamedTuple):
-    """What runs: the words of `fedbench`, the run's name, its file and its folder of checkpoints, who else may run it."""
+    """What runs: the words of `fedbench`, the run's name, the folder of its files, and which of them tell how far it is."""
 
     words: Sequence[str]
     run_id: str
+    folder: Path
     run_file: Path
     checkpoints: Path
-    lease: Path | None = None
 
 
 class Child:
@@ -45,10 +49,10 @@ class Child:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def run(self, words: Sequence[str], run_id: str, restart: int) -> tuple[int, list[str]]:
-        """Return the exit code (negative: a signal) and the newest lines that were printed."""
+    def run(self, words: Sequence[str], run_id: str, restart: int, lease: int) -> tuple[int, list[str]]:
+        """Return the exit code (negative: a signal) and the newest lines that were printed; it holds the lease as well."""
         newest: list[str] = []
-        with self._started(words, run_id) as process:
+        with self._started(words, run_id, lease) as process:
             self._process = process
             if self._asked:
                 process.send_signal(signal.SIGUSR2)
@@ -58,12 +62,13 @@ class Child:
                 newest = [*newest[-99:], line]
             return process.wait(), newest
 
-    def _started(self, words: Sequence[str], run_id: str) -> subprocess.Popen[str]:
+    def _started(self, words: Sequence[str], run_id: str, lease: int) -> subprocess.Popen[str]:
         """Start `fedbench` with the request to stop blocked, until it can take it: unblocked it would end Python."""
         mine = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         process = subprocess.Popen(
             [sys.executable, "-m", "fedbench", *words],
             env={key: value for key, value in os.environ.items() if key not in SIZE_VARIABLES}
+            | parent.environment(lease)
             | {RUN_ID_VARIABLE: run_id},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -71,6 +76,7 @@ class Child:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=(lease,),
         )
         signal.pthread_sigmask(signal.SIG_SETMASK, mine)
         return process
@@ -88,13 +94,13 @@ def perform(task: Task, child: Child) -> int:
     def tell(line: str) -> None:
         print(tasklog.marked(restart, line), flush=True)
 
-    with _leased(task.lease) as own:
-        if not own:
-            say(f"another task is at {task.run_id}; this one leaves it alone.")
+    with lock.lease(task.folder, task.run_id) as lease:
+        if lease is None:
+            say(f"another process is at {task.run_id}; this task leaves it alone.")
             return EXIT_OK
         tell(tasklog.starts(job, os.uname().nodename, task.run_id, restart))
         before = _mark(task.checkpoints)
-        code, newest = child.run(task.words, task.run_id, restart)
+        code, newest = child.run(task.words, task.run_id, restart, lease)
         if reader.is_done(task.run_file, task.run_id):
             tell(tasklog.ended("done", ""))
             return EXIT_OK
@@ -103,10 +109,12 @@ def perform(task: Task, child: Child) -> int:
             why_not = refusal(job, restart, site.of_environment(os.environ).restarts, fresh=fresh)
             tell(tasklog.ended("stopped", why_not or f"requeued for restart {restart + 1}"))
             if not why_not:
-                scheduler.requeue(job)
+                try:
+                    _patiently(lambda: scheduler.requeue(job))
+                except FedbenchError as error:
+                    tell(tasklog.ended("stopped", f"not requeued: {error}"))
             return EXIT_STOPPED
-        status = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        kind, reason = failures.of_log("".join(newest), status)
+        kind, reason = failures.of_log("".join(newest), code)
         tell(tasklog.ended(kind, reason))
         return code if code > 0 else EXIT_FAILURE
 
@@ -125,9 +133,10 @@ def refusal(
         return "not requeued: no checkpoint is newer than this start"
     if restart >= bound:
         return f"not requeued: {restart} restarts are the most that are allowed"
-    if not running(job):
-        return "not requeued: Slurm is ending the job"
-    return ""
+    try:
+        return "" if _patiently(lambda: running(job)) else "not requeued: Slurm is ending the job"
+    except FedbenchError as error:
+        return f"not requeued: {error}"
 
 
 def of_sweep(folder: Path, offset: int, sha256: str, index: int) -> Task:
@@ -139,8 +148,7 @@ def of_sweep(folder: Path, offset: int, sha256: str, index: int) -> Task:
         )
     line = manifest.read_line(folder, offset + index)
     swept = manifest.Sweep(folder, (line,))
-    lease = folder / arrays.FOLDER / "leases" / line.run_id
-    return Task(swept.run_words(line), line.run_id, swept.run_file(line), folder / "ckpt" / line.run_id, lease)
+    return Task(swept.run_words(line), line.run_id, folder, swept.run_file(line), folder / "ckpt" / line.run_id)
 
 
 def of_run(words: Sequence[str]) -> Task:
@@ -150,7 +158,8 @@ def of_run(words: Sequence[str]) -> Task:
     parser = Parser(prog="fedbench")
     arguments.add(parser.verbs("verb"), command.run)
     options, job = command.planned(parser.parse_args(["run", *words]))
-    return Task(["run", *words], job.run_id, options.run_file(job), options.results / "ckpt" / job.run_id)
+    folder = options.results
+    return Task(["run", *words], job.run_id, folder, options.run_file(job), folder / "ckpt" / job.run_id)
 
 
 def main(words: Sequence[str]) -> int:
@@ -162,7 +171,7 @@ def main(words: Sequence[str]) -> int:
         folder, offset, sha256, index = words[1:]
         return perform(of_sweep(Path(folder), int(offset), sha256, int(index)), child)
     except FedbenchError as error:
-        say(str(error))
+        print(tasklog.marked(scheduler.restarts(), tasklog.ended(failures.FAILED, str(error))), flush=True)
         return error.exit_code
 
 
@@ -175,20 +184,14 @@ def _mark(checkpoints: Path) -> tuple[int, int] | None:
     return told.st_ino, told.st_mtime_ns
 
 
-@contextmanager
-def _leased(path: Path | None) -> Iterator[bool]:
-    """Hold a run's lease for the block and yield whether it was free: no run is at work twice at a time."""
-    if path is None:
-        yield True
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
+def _patiently(ask: Callable[[], _T]) -> _T:
+    """Return Slurm's answer; FedbenchError where it has none after several tries."""
+    for pause_s in PAUSES_S:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            return ask()
+        except FedbenchError:
+            time.sleep(pause_s)
+    return ask()
 
 
 if __name__ == "__main__":

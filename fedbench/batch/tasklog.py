@@ -17,9 +17,14 @@ from fedbench.batch import failures
 _TAIL_BYTES = 1 << 16
 _STARTS, _ENDED = "fedbench: task starts ", "fedbench: task ended: "
 _MARKED = re.compile(r"^\d+\| ", re.MULTILINE)
+_PRINTED = re.compile(r"^\d+\| (.*\S)", re.MULTILINE)
+_SAID = re.compile(rf"^(?:\d+\| )?{_ENDED}(\w+)(?:: )?(.*)$", re.MULTILINE)
 _NAME = re.compile(r"slurm-(\d+)-(\d+)\.log")
 _KILLED = re.compile(r"^(?:slurmstepd|srun)[^:]*: .*?((?:CANCELLED|KILLED|oom).*?)[ *]*$", re.MULTILINE | re.IGNORECASE)
 _AT = re.compile(r" AT \S+")
+
+#: What Python or the batch script says where there is no task to mark it; what bash tells of a killed child is left out.
+_NO_TASK = re.compile(r"^(?!\d+\| ).*(?:No module named|Error: |: line \d+: (?! *\d)).*$", re.MULTILINE)
 
 
 class End(NamedTuple):
@@ -59,20 +64,23 @@ def newest(folder: Path) -> dict[int, Path]:
 
 
 def end(path: Path) -> End:
-    """Return how the last start in a log ended; one that says nothing of its end was killed."""
+    """Return how the last start in a log ended; one that says nothing of its end was killed, or never became a task."""
     with path.open("rb") as handle:
         size = os.fstat(handle.fileno()).st_size
         handle.seek(max(0, size - _TAIL_BYTES))
         text = handle.read().decode(errors="replace").replace("\0", "")
-    last = _MARKED.sub("", text).rpartition(_STARTS)[2]
+    _, started, last = text.rpartition(_STARTS)
     at = path.stat().st_mtime
-    said = re.findall(rf"^{_ENDED}(\w+)(?:: )?(.*)$", last, re.MULTILINE)
-    killed = _KILLED.findall(last)
+    lost = list(_NO_TASK.finditer(last))
+    if lost and not _SAID.search(last, lost[-1].end()):
+        return End(failures.FAILED, lost[-1][0].strip(), at)
+    said, killed = _SAID.findall(last), _KILLED.findall(_MARKED.sub("", last))
     if said and not (killed and said[-1][0] == failures.FAILED):  # a task that outlives its run knows less than Slurm
         state, reason = said[-1]
         return End(state, reason, at)
+    lines = [line for line in _PRINTED.findall(last) if not line.startswith(_ENDED) and not _KILLED.match(line)]
+    if not (started or lines or killed):
+        rest = [line.strip() for line in last.splitlines() if line.strip()]
+        return End(failures.FAILED, rest[-1] if rest else "ended before it said a word", at)
     how = f"ended by Slurm: {_AT.sub('', killed[-1])}" if killed else "killed"
-    lines = [
-        line.strip() for line in _KILLED.sub("", last).splitlines()[1:] if line.strip() and not line.startswith(_ENDED)
-    ]
     return End(failures.FAILED, how + (f"; it last said: {lines[-1]}" if lines else ", at its start"), at)

@@ -11,23 +11,18 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from fedbench.base import account
-from fedbench.base.errors import FedbenchError
-from fedbench.batch import manifest
+from fedbench.base.errors import EXIT_OK, FedbenchError, NumericsError
+from fedbench.batch import failures, lock, manifest
 from fedbench.batch.manifest import Line, Sweep
 from fedbench.comm.loopback import Loopback
-from fedbench.run import launch
+from fedbench.run import launch, parent
 from fedbench.run.execute import Execution
 from fedbench.run.memory import Memory
-
-_LOOK_EVERY_S = 0.5
 
 
 def serve(sweep: Sweep) -> None:
@@ -40,8 +35,16 @@ def serve(sweep: Sweep) -> None:
 
 
 def _answer(sweep: Sweep, line: Line) -> dict[str, Any]:
-    """Return exit code, name of the error that ended the run (or null), its message, and resident bytes after it."""
+    """Return exit code, kind and reason of the failure (empty where the log tells), and resident bytes after the run."""
     _print_to(sweep.log(line))
+    with lock.lease(sweep.folder, line.run_id) as lease:
+        code, kind, reason = _ended(sweep, line) if lease is not None else (EXIT_OK, *lock.ELSEWHERE)
+    account.give_back_free_memory()
+    return {"code": code, "kind": kind, "reason": reason, "resident_bytes": account.resident_bytes()}
+
+
+def _ended(sweep: Sweep, line: Line) -> tuple[int, str, str]:
+    """Run a line and return its exit code, and kind and reason of the error that ended it."""
     found: list[FedbenchError] = []
     transport = Loopback()
     execution = Execution(transport, Memory())
@@ -56,14 +59,9 @@ def _answer(sweep: Sweep, line: Line) -> dict[str, Any]:
 
     code = launch.guard(transport, body, execution.where)
     launch.keep_early_stops()
-    account.give_back_free_memory()
-    error = found[0] if found else None
-    return {
-        "code": code,
-        "error": type(error).__name__ if error else None,
-        "message": str(error) if error else "",
-        "resident_bytes": account.resident_bytes(),
-    }
+    if not found:
+        return code, "", ""
+    return code, failures.DIVERGED if isinstance(found[0], NumericsError) else failures.FAILED, str(found[0])
 
 
 def _print_to(log: Path) -> None:
@@ -76,23 +74,11 @@ def _print_to(log: Path) -> None:
     os.close(handle)
 
 
-def _stop_with_parent() -> None:
-    """Let this process stop, as by a signal, when the one that started it is gone: nobody would know of its run."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
 def main() -> None:
     """Serve the sweep whose folder is the only argument."""
     faulthandler.enable()
     launch.keep_early_stops()
-    _stop_with_parent()
+    parent.stop_with_parent()
     serve(manifest.read(Path(sys.argv[1])))
 
 

@@ -17,7 +17,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, ConfigError, FedbenchError, WireError
+from fedbench.base.errors import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_STOPPED,
+    ConfigError,
+    FedbenchError,
+    NumericsError,
+    WireError,
+)
 from fedbench.comm.base import Transport
 from fedbench.comm.loopback import Loopback
 
@@ -221,7 +229,8 @@ def guard(transport: Transport, body: Callable[[], int], where: Callable[[], str
         code = body()
     except FedbenchError as error:
         if alone:
-            say(str(error))
+            # A divergence is a result, and who reads the log knows it by its name.
+            say(f"NumericsError: {error}" if isinstance(error, NumericsError) else str(error))
             return error.exit_code
         return end(f"{type(error).__name__}: {error}", "", EXIT_FAILURE)
     except SystemExit as error:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO
 
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.run import launch
+from fedbench.run import launch, parent
 from fedbench.run.launch import PIDS_VARIABLE, SAID, STOP_NOTE_VARIABLE, say
 
 #: What Open MPI's wheel wants from root on a small machine; other launchers ignore them.
@@ -133,6 +133,7 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
+        pass_fds=parent.descriptors(),
     ) as process:
         launched.append(process.pid)
         assert process.stderr is not None

@@ -60,7 +60,7 @@ def process(args: argparse.Namespace) -> int:
 
 def _run(plan: Plan, parallel: int | None) -> bool:
     """Run what is not done of a plan, with progress on stderr; return whether a signal stopped it."""
-    show = ShowSweep(plan.task.name, len(sweep.to_run(plan.wanted)), Console(stderr=True))
+    show = ShowSweep(plan.task.name, Console(stderr=True))
     try:
         return run.make(plan, parallel, show).stopped
     finally:

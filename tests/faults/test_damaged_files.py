@@ -5,7 +5,6 @@ Run files, collections, checkpoints, a sweep's own notes, and data sets; all in 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -255,8 +254,6 @@ NOTES: dict[str, tuple[str, Damage, int]] = {
     "failures.jsonl cut": (failures.NAME, cut, 6),
     "failures.jsonl, one bit flipped": (failures.NAME, flip, 10),
     "failures.jsonl, one block lost": (failures.NAME, lose_block, 4),
-    "running.json cut": ("running.json", cut, 4),
-    "running.json, one bit flipped": ("running.json", flip, 6),
     "done.json cut": (done.NAME, cut, 4),
     "done.json, one bit flipped": (done.NAME, flip, 8),
 }
@@ -269,18 +266,16 @@ def test_damaged_notes_of_a_sweep_change_no_verdict(fault: str, pristine: Path, 
     for number in range(times):
         swept = copied(pristine, tmp_path / "sweep")
         swept.run_file(swept.lines[1]).unlink()
-        with lock.held(swept.folder):
-            lock.note(swept.folder, [swept.lines[1].run_id])
-            sweep.states(swept)
-            damage(swept.folder / name, draw)
-            states = [at.state for at in sweep.states(swept)]
+        sweep.states(swept)
+        damage(swept.folder / name, draw)
+        states = [at.state for at in sweep.states(swept)]
         failures.add(swept.folder, Failure(swept.lines[1].run_id, FAILED, "again"))
         again = sweep.status(swept)["runs"][1]
         due = [line.number for line in sweep.to_run(swept)]
         good = (again["state"], again["reason"], due) == ("failed", "again", [1])
         ledger.note(fault, good=good, lost=LINES - 1 - states.count("done"), counted=int(states[1] == "done"))
         assert states.count("done") == LINES - 1, number
-        assert states[1] in ("running", "failed", "missing"), number
+        assert states[1] in ("failed", "missing"), number
         assert good, number
 
 
@@ -326,14 +321,12 @@ def test_file_times_of_a_clock_that_was_set_decide_nothing(pristine: Path, tmp_p
 
 
 HOLDER = "import sys, time; from pathlib import Path; from fedbench.batch import lock\n" + (
-    "with lock.held(Path(sys.argv[1])):\n    lock.note(Path(sys.argv[1]), sys.argv[2:])\n    print('held', flush=True)\n"
+    "with lock.held(Path(sys.argv[1])), lock.lease(Path(sys.argv[1]), sys.argv[2]):\n    print('held', flush=True)\n"
     "    time.sleep(600)\n"
 )
 
 
-def test_a_lock_whose_holder_was_killed_is_free_and_its_list_not_believed(
-    pristine: Path, tmp_path: Path, ledger: Ledger
-) -> None:
+def test_a_lock_and_a_lease_whose_holder_was_killed_are_free(pristine: Path, tmp_path: Path, ledger: Ledger) -> None:
     for number in range(3):
         swept = copied(pristine, tmp_path / "sweep")
         swept.run_file(swept.lines[number]).unlink()
@@ -346,8 +339,8 @@ def test_a_lock_whose_holder_was_killed_is_free_and_its_list_not_believed(
             running = lock.running(swept.folder)
             holder.kill()
         stale = lock.running(swept.folder)
-        with lock.held(swept.folder):
-            taken = json.loads((swept.folder / "running.json").read_text())["pid"] == os.getpid()
+        with lock.held(swept.folder), lock.lease(swept.folder, run_id) as lease:
+            taken = lease is not None
         whole = [at.state for at in sweep.states(swept)].count("done")
         ledger.note("kill -9 of who holds a sweep's lock", good=taken and not stale, lost=LINES - 1 - whole)
         assert (running, stale, taken, whole) == ({run_id}, set(), True, LINES - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +17,7 @@ import pytest
 
 from fedbench.__main__ import main
 from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER, ConfigError
-from fedbench.batch import arrays, done, manifest, scheduler, site, sweep, task, tasklog
+from fedbench.batch import arrays, done, local, lock, manifest, scheduler, site, sweep, task, tasklog
 from fedbench.batch.manifest import Sweep
 from fedbench.results import reader
 from fedbench.run import supervise
@@ -318,6 +318,14 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+#: The environment of a job whose evaluation splits are small.
+SMALL = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(INJECT), os.environ.get("PYTHONPATH", "")]),
+    "FEDBENCH_FAULT_SMALL": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
 #: Runs a task that is asked to stop as soon as it has started its child.
 EARLY = """
 import os, signal, sys
@@ -396,12 +404,14 @@ def test_a_ci_run_whose_slurm_comes_up_half_way_takes_it_down_again(tmp_path: Pa
     assert (tmp_path / "down").exists(), "what came up half-way was left"
 
 
-def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.spmd)])
+@pytest.mark.parametrize("rank_signal", ["USR2", "TERM"])
+def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path, rank_signal: str, ranks: int) -> None:
     """The task is asked the moment its child exists, long before that has a handler."""
     job = tmp_path / "job.toml"
     job.write_text(JOB.replace("rounds = 2", "rounds = 500\neval_every = 1000"))
-    words = ["fedbench.batch.task", "run", str(job), "--results", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(INJECT), "FEDBENCH_FAULT_SMALL": "1", "OMP_NUM_THREADS": "1"}
+    words = ["fedbench.batch.task", "run", str(job), "-n", str(ranks), "--results", str(tmp_path)]
+    environment = {**SMALL, "FEDBENCH_SLURM_RANK_SIGNAL": rank_signal}
     with subprocess.Popen(
         [sys.executable, "-c", EARLY, *words], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -411,13 +421,45 @@ def test_a_warning_before_python_is_up_is_not_lost(tmp_path: Path) -> None:
     assert "task ended: stopped: not requeued: there is no Slurm job here" in out
 
 
+def test_a_divergence_is_a_result_on_slurm_and_here(tmp_path: Path) -> None:
+    swept = make(tmp_path, [{"method.lr": 1e30, "run.rounds": 4}])
+    words = ["-m", "fedbench.batch.task", "sweep", str(swept.folder), "0", manifest.sha256(swept.folder), "0"]
+    log = swept.folder / "logs" / "slurm-0-0.log"
+    log.parent.mkdir()
+    with log.open("w") as printed:
+        ran = subprocess.run([sys.executable, *words], env=SMALL, stdout=printed, stderr=printed, check=False)
+    on_slurm = sweep.states(swept)
+    assert (ran.returncode, on_slurm[0].state) == (EXIT_FAILURE, "diverged"), log.read_text()
+    assert sweep.to_run(swept) == []
+    log.unlink()
+    assert [outcome.state for outcome in local.run_local(swept).outcomes] == ["diverged"]
+    assert sweep.states(swept) == on_slurm
+
+
+class Killed(task.Child):
+    """A child that is ended by SIGKILL after some progress."""
+
+    def __init__(self) -> None:
+        """No signal is handled."""
+
+    def run(self, words: Any, run_id: str, restart: int, lease: int) -> tuple[int, list[str]]:
+        return -signal.SIGKILL, ["fedbench: no checkpoint to resume from; starting fresh.\n", "a: round 3 of 9\n"]
+
+
+def test_a_run_that_was_killed_is_told_as_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept = make(tmp_path, [{}])
+    found = task.of_sweep(swept.folder, 0, manifest.sha256(swept.folder), 0)
+    assert task.perform(found, Killed()) == EXIT_FAILURE
+    assert "task ended: failed: ended by SIGKILL\n" in capsys.readouterr().out
+
+
 class Stopped(task.Child):
     """A child that stops resumably at once; with `saves` it leaves a checkpoint."""
 
     def __init__(self, checkpoints: Path, *, saves: bool) -> None:
         self._checkpoints, self._saves = checkpoints, saves
 
-    def run(self, words: Any, run_id: str, restart: int) -> tuple[int, list[str]]:
+    def run(self, words: Any, run_id: str, restart: int, lease: int) -> tuple[int, list[str]]:
         if self._saves:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
             (self._checkpoints / "new").write_text("a")
@@ -460,27 +502,55 @@ def test_a_task_is_requeued_under_the_rule_alone_and_never_the_whole_array(
     assert fake.calls("scontrol") == ([["scontrol", "requeue", "70_2"]] if requeued else [])
 
 
+#: how many calls of squeue and of scontrol fail -> what the log says at last, whether a requeue was heard
+DEAF: list[tuple[int, int, str, bool]] = [
+    (1, 0, "stopped: requeued for restart 1", True),
+    (0, 2, "stopped: requeued for restart 1", True),
+    (9, 0, "stopped: not requeued: squeue failed with status 1: squeue: error: Socket timed out", False),
+    (0, 9, "stopped: not requeued: scontrol failed with status 1: scontrol: error: Socket timed out", False),
+]
+
+
+@pytest.mark.parametrize(("squeue", "scontrol", "said", "requeued"), DEAF)
+def test_slurm_is_asked_again_where_it_has_no_answer_and_the_log_tells_how_that_ended(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: int, scontrol: int, said: str, requeued: bool
+) -> None:
+    swept = make(tmp_path, [{}])
+    monkeypatch.setattr(task, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setenv("SLURM_JOB_ID", "70")
+    fake.queue(["x-0", "70", None, "RUNNING", "None"])
+    fake.set(deaf={"squeue": squeue, "scontrol": scontrol})
+    found = task.of_sweep(swept.folder, 0, manifest.sha256(swept.folder), 0)
+    log = tmp_path / "slurm-0-0.log"
+    with log.open("w") as printed, contextlib.redirect_stdout(printed):
+        assert task.perform(found, Stopped(found.checkpoints, saves=True)) == EXIT_STOPPED
+    ended = tasklog.end(log)
+    assert f"{ended.state}: {ended.reason}".startswith(said)
+    assert len(fake.calls("scontrol")) == (scontrol + 1 if requeued else min(scontrol, 3))
+
+
 def test_a_task_runs_no_other_manifest_and_no_run_that_another_task_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     swept = make(tmp_path, [{}], seeds=3)
     folder, sha = str(swept.folder), manifest.sha256(swept.folder)
     assert task.main(["sweep", folder, "0", "0" * 64, "1"]) == EXIT_USER
-    assert "not the manifest that this task was submitted with; nothing is run" in capsys.readouterr().err
+    said = "0| fedbench: task ended: failed: "
+    told = capsys.readouterr().out
+    assert told.startswith(said)
+    assert "not the manifest that this task was submitted with; nothing is run" in told
     assert task.main(["sweep", folder, "2", sha, "1"]) == EXIT_USER
-    assert "has no line 3; allowed: 0 to 2" in capsys.readouterr().err
+    assert "has no line 3; allowed: 0 to 2" in capsys.readouterr().out
     found = task.of_sweep(swept.folder, 0, sha, 1)
     assert found.run_id == swept.lines[1].run_id
-    assert found.lease is not None
-    found.lease.parent.mkdir(parents=True)
-    with found.lease.open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with lock.lease(swept.folder, found.run_id):
         assert task.perform(found, Stopped(found.checkpoints, saves=True)) == EXIT_OK
-    assert "another task is at" in capsys.readouterr().err
+    assert "another process is at" in capsys.readouterr().err
     assert not found.checkpoints.exists()
 
 
 START = "0| fedbench: task starts fedmezo-0, job 7_0 on h, restart 0\n"
+LOST = "python3: No module named fedbench\n"
 LOGS: list[tuple[str, tuple[str, str]]] = [
     (START + "0| fedbench: task ended: done\n", ("done", "")),
     (START + "0| x\n0| fedbench: task ended: stopped: not requeued: y\n", ("stopped", "not requeued: y")),
@@ -497,6 +567,14 @@ LOGS: list[tuple[str, tuple[str, str]]] = [
         ("failed", "ended by Slurm: CANCELLED; it last said: a"),
     ),
     (START + "0| fedbench: task ended: done\n" + START.replace("0|", "1|"), ("failed", "killed, at its start")),
+    ("0| fedbench: task ended: failed: not the manifest\n", ("failed", "not the manifest")),
+    (LOST, ("failed", "python3: No module named fedbench")),
+    (START + "0| a\n0| fedbench: task ended: failed: old\n" + LOST, ("failed", "python3: No module named fedbench")),
+    (START + "0| a\n" + LOST, ("failed", "python3: No module named fedbench")),
+    ("env: line 3: module: command not found\n0| fedbench: task ended: failed: b\n", ("failed", "b")),
+    (START + '0| a\n/x/sweep.sbatch: line 17:  7 Killed  "$python"\n', ("failed", "killed; it last said: a")),
+    ("no mark\n", ("failed", "no mark")),
+    ("", ("failed", "ended before it said a word")),
 ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sweep_files
 
 from fedbench.__main__ import main
 from fedbench.base import identity
@@ -22,7 +23,7 @@ from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, EXIT_STOPPED, EXIT_USER,
 from fedbench.batch import done, failures, grid, lanes, local, lock, manifest, sweep
 from fedbench.batch.grid import Factor
 from fedbench.batch.lanes import Outcome
-from fedbench.batch.manifest import Line
+from fedbench.batch.manifest import Line, Sweep
 from fedbench.results import reader
 
 SMALL_PROCESS = str(Path(__file__).with_name("small_process.py"))
@@ -309,6 +310,9 @@ class Seen:
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
 
+    def planned(self, runs: int) -> None:
+        self.runs = runs
+
     def started(self, line: Line) -> None:
         self.told.append(("started", line.number))
 
@@ -337,7 +341,7 @@ def test_one_lane_runs_all_lines_though_one_diverges_and_one_kills_its_worker(
         for number, state in enumerate(["done", "diverged", "failed", "done", "done"])
         for word in ("started", state)
     ]
-    assert not results.stopped
+    assert (seen.runs, results.stopped) == (5, False)
     assert [(o.line.number, o.reason) for o in results.failed] == [(2, "ended by SIGKILL")]
     counted = sweep.status(swept)
     counts = {state: counted[state] for state in ("planned", *sweep.STATES)}
@@ -427,26 +431,126 @@ def test_a_failure_that_is_no_result_makes_submit_fail_and_is_tried_again(
 
 def test_one_submit_at_a_time(job: Path, tmp_path: Path) -> None:
     swept = sweep.make(job, [{}], [], None, tmp_path / "out")
-    with lock.held(swept.folder):
-        lock.note(swept.folder, [swept.lines[0].run_id])
+    with lock.held(swept.folder), pytest.raises(ConfigError, match="another submit is at work"):
+        local.run_local(swept, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_process_at_a_time_is_at_a_run_whoever_started_it(job: Path, tmp_path: Path, ranks: int) -> None:
+    swept = sweep.make(job, [{"run.ranks": ranks}], [], None, tmp_path / "out")
+    (line,) = swept.lines
+    with lock.lease(swept.folder, line.run_id) as lease:
+        assert lease is not None
         assert sweep.status(swept)["running"] == 1
-        with pytest.raises(ConfigError, match="another submit is at work"):
-            local.run_local(swept, 1)
-    lock.note(swept.folder, [swept.lines[0].run_id])
-    assert sweep.status(swept)["running"] == 0, "the list of a dead submit was believed"
+        assert sweep.to_run(swept) == []
+        lane = lanes.Lane(swept)
+        assert lane.run(line)[:3] == (line, "running", "another process is at it")
+        lane.close()
+        child = subprocess.Popen(["sleep", "600"], pass_fds=(lease,))
+    assert sweep.status(swept)["running"] == 1, "the lease did not live as long as the run"
+    child.kill()
+    child.wait()
+    assert sweep.status(swept)["running"] == 0
+    assert not swept.run_file(line).exists()
 
 
-LOGS: list[tuple[str, tuple[str, str]]] = [
-    ("", ("failed", "status")),
-    ("fedbench: the memory is not enough: x.\n", ("failed", "the memory is not enough: x.")),
-    ("a\nTraceback\n  x\nValueError: y\n", ("failed", "ValueError: y")),
-    ("fedbench: rank 1 of 2 on h, round 3: NumericsError: nan.\nfedbench: rank 0 left\n", ("diverged", "nan.")),
+def test_a_sweep_that_was_sent_to_slurm_is_known_by_its_leases_where_there_is_no_slurm(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = sweep.make(job, [{}], [], None, tmp_path / "out")
+    monkeypatch.setenv("PATH", "/nowhere")
+    (swept.folder / "slurm").mkdir()
+    with lock.lease(swept.folder, swept.lines[0].run_id):
+        assert main(["sweep", "status", str(swept.folder)]) == EXIT_OK
+        told = capsys.readouterr()
+        assert "1 running" in told.out
+        assert told.err.count("what waits or runs in Slurm is not known here") == told.err.count("\n") == 1
+        assert sweep.to_run(swept) == []
+
+
+def test_a_run_that_ends_during_the_look_is_done_and_a_damaged_file_is_told_before_an_older_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = sweep_files.finished(tmp_path)
+    ends, damaged, _ = swept.lines
+    path = swept.run_file(ends)
+    path.rename(tmp_path / "whole")
+
+    def in_queue(_: Sweep) -> dict[int, Any]:
+        """It is in the queue no more, and its file is there only now."""
+        (tmp_path / "whole").rename(path)
+        return {}
+
+    monkeypatch.setattr(sweep.arrays, "in_queue", in_queue)
+    failures.add(swept.folder, failures.Failure(damaged.run_id, failures.FAILED, "an old reason", time.time()))
+    swept.run_file(damaged).write_bytes(b"torn")
+    found = sweep.states(swept)
+    assert [at.state for at in found] == ["done", "missing", "done"]
+    assert "old reason" not in found[1].reason
+    assert found[1].reason
+
+
+NO_FAILURES = [
+    '{"run_id":[1]}',
+    '{"run_id":"b","at":"x"}',
+    '{"run_id":"c","reason":1}',
+    '{"run_id":"d","kind":"x"}',
+    "7",
 ]
 
 
-@pytest.mark.parametrize(("text", "found"), LOGS)
-def test_what_a_log_says_of_a_failure(text: str, found: tuple[str, str]) -> None:
-    assert failures.of_log(text, "status") == found
+def test_a_failure_is_read_as_it_was_written_and_a_damaged_one_is_left_out(tmp_path: Path) -> None:
+    kept = failures.Failure("a", failures.FAILED, "line\u2028break", 3.0)
+    failures.add(tmp_path, kept)
+    with (tmp_path / failures.NAME).open("a") as handle:
+        for text in NO_FAILURES:
+            whole = {"kind": "failed", "reason": "r", "at": 1.0}
+            given = json.loads(text)
+            handle.write(json.dumps({**whole, **given} if isinstance(given, dict) else given) + "\n")
+    assert failures.read(tmp_path) == {"a": kept}
+
+
+#: Delivers INT at the first import of a module that a verb needs.
+INTERRUPTED = """
+import builtins, sys
+from fedbench.__main__ import main
+own = builtins.__import__
+def interrupting(name, *more, **named):
+    if name.startswith("rich"):
+        raise KeyboardInterrupt
+    return own(name, *more, **named)
+builtins.__import__ = interrupting
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupt_before_anything_runs_is_one_line(job: Path, tmp_path: Path) -> None:
+    swept = sweep.make(job, [{}], [], None, tmp_path / "out")
+    words = [sys.executable, "-c", INTERRUPTED, "sweep", "submit", str(swept.folder), "--local"]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert (ran.returncode, ran.stderr) == (EXIT_STOPPED, "fedbench: stopped by INT; the same command goes on.\n")
+
+
+RULE = "-" * 74 + "\n"
+BANNER = f"{RULE}prterun noticed that process rank 1 with PID 7 on node h exited on\nsignal 9 (Killed).\n{RULE}"
+
+#: what was printed, exit code -> kind and reason
+LOGS: list[tuple[str, int, tuple[str, str]]] = [
+    ("", 3, ("failed", "ended with status 3")),
+    ("fedbench: the memory is not enough: x.\n", 1, ("failed", "the memory is not enough: x.")),
+    ("a\nTraceback\n  x\nValueError: y\n", 1, ("failed", "ValueError: y")),
+    ("fedbench: rank 1 of 2 on h, round 3: NumericsError: nan.\nfedbench: rank 0 left\n", 1, ("diverged", "nan.")),
+    ("fedbench: NumericsError: nan.\n", 1, ("diverged", "nan.")),
+    ("fedbench: starting fresh.\na: round 3 of 9\n", -9, ("failed", "ended by SIGKILL")),
+    (f"fedbench: starting fresh.\na: round 3 of 9\n{BANNER}", 137, ("failed", "rank 1 on h exited on signal 9")),
+    (f"{RULE}the cause\n{RULE}", 1, ("failed", "the cause")),
+    (RULE, 4, ("failed", "ended with status 4")),
+]
+
+
+@pytest.mark.parametrize(("text", "code", "found"), LOGS)
+def test_what_a_log_says_of_a_failure(text: str, code: int, found: tuple[str, str]) -> None:
+    assert failures.of_log(text, code) == found
 
 
 def test_lanes_fill_the_cores_with_the_widest_run(job: Path) -> None:

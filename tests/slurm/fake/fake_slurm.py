@@ -7,6 +7,7 @@ fail      numbers of sbatch calls that fail
 lose      indices of arrays that vanish
 state     of all jobs that are queued
 down      the controller does not answer squeue
+deaf      command -> how many of its calls fail
 run       sbatch runs the script here, one element after another, and again as long as scontrol has requeued it
 warn      words in a job's log at which its batch shell gets the signal of --signal, at the first start alone
 srun starts as many copies as it is asked for, each alone in its world: what a plugin does that fits no library.
@@ -121,5 +122,9 @@ def scontrol(words, config):
 
 
 name, words = Path(sys.argv[0]).name, sys.argv[1:]
-save("calls", [*load("calls", []), [name, *words]])
-{"sbatch": sbatch, "srun": srun, "squeue": squeue, "scontrol": scontrol}[name](words, load("config", {}))
+calls = [*load("calls", []), [name, *words]]
+save("calls", calls)
+config = load("config", {})
+if sum(call[0] == name for call in calls) <= config.get("deaf", {}).get(name, 0):
+    sys.exit(f"{name}: error: Socket timed out")
+{"sbatch": sbatch, "srun": srun, "squeue": squeue, "scontrol": scontrol}[name](words, config)
