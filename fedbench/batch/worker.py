@@ -3,7 +3,7 @@
 `python -m fedbench.batch.worker DIR` reads line numbers from stdin and answers each with one line of JSON; what a run
 prints goes to its log. A run takes the path of `fedbench run`, with an Execution, a clock and a transport of its own,
 and has the bits of a run in a fresh process. Its memory phases are not those of a fresh process: earlier runs have
-left their heap and caches (`peak_device_bytes` is null with one rank anyway).
+left their heap and caches, so provenance tells how many (`runs_before`), and reports draw no memory of such a run.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ _LOOK_EVERY_S = 0.5
 def serve(sweep: Sweep) -> None:
     """Run the lines that stdin names until it ends; answers go to what was stdout when this began."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        for text in iter(sys.stdin.readline, ""):
+        for done, text in enumerate(iter(sys.stdin.readline, "")):
             launch.keep_early_stops()
-            answers.write(json.dumps(_answer(sweep, sweep.lines[int(text)])) + "\n")
+            answers.write(json.dumps(_answer(sweep, sweep.lines[int(text)], done)) + "\n")
             answers.flush()
 
 
-def _answer(sweep: Sweep, line: Line) -> dict[str, Any]:
-    """Return exit code, name of the error that ended the run (or null), its message, and resident bytes after it."""
+def _answer(sweep: Sweep, line: Line, done: int) -> dict[str, Any]:
+    """Run a line after `done` others; return exit code, name of the error that ended it (or null), its message, and
+    resident bytes after it.
+    """
     _print_to(sweep.log(line))
     found: list[FedbenchError] = []
     transport = Loopback()
-    execution = Execution(transport, Memory())
+    execution = Execution(transport, Memory(), done)
 
     def body() -> int:
         """Return the run's exit code, and keep the error that it ended with."""

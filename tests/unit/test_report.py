@@ -266,7 +266,7 @@ def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[r
         "timeline.png",
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-    assert "| commit | 0123456789ab |" in text
+    assert "| commit.hash | 0123456789abcdef |" in text
     lines = list(csv.DictReader((report / "rounds.csv").open()))
     assert len(lines) == len(runs) * 41
     assert {line["rounds_done"] for line in lines} == {str(i) for i in range(41)}
