@@ -85,13 +85,14 @@ def test_curves_are_means_with_the_range_over_seeds_at_rounds_that_all_evaluated
 
 
 EXACT = """\
-| arm | rounds to target | best accuracy | final accuracy | uplink per device and round | peak device memory \
+| arm | rounds | rounds to target | best accuracy | final accuracy | uplink per device and round | peak device memory \
 | median round time | device FLOPs |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| cooperllm | 6 | 0.934 | 0.930 | 4 B | 31 MB | 125 ms | 16.4 G |
-| fedmezo | > 40 | 0.750 | 0.750 | 4 B | - | 1.5 s | 16.4 G |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| cooperllm | 40 | 6 | 0.934 | 0.930 | 4 B | 31 MB | 125 ms | 16.4 G |
+| fedmezo | 40 | > 40 | 0.750 | 0.750 | 4 B | - | 1.5 s | 16.4 G |
 
-Accuracy on the test split; the target is on the dev split.
+Accuracy on the test split: best is at the evaluation that is best on dev, final at the last one. The target is on the \
+dev split.
 """
 
 
@@ -114,7 +115,14 @@ def test_the_table_is_exact() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table.demo_table([never, guided]))
     text = console.export_text()
-    assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8"))
+    assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8", "accuracy", "final at the last"))
+
+
+def test_arms_that_ran_different_rounds_are_told_apart() -> None:
+    runs = [make_run("fedmezo", rounds=40), make_run("fedavg", rounds=8), make_run("fedavg", rounds=6, seed=1)]
+    grid = table.demo_grid(arms.group(runs))
+    assert [row[2] for row in grid.rows] == ["40", "6 to 8"]
+    assert "Where rounds differ, final accuracies and device FLOPs are not those of equal training." in grid.note
 
 
 REACHED = [
@@ -142,7 +150,7 @@ def test_ratios_count_rounds_at_equal_device_flops() -> None:
     never = fixed(make_run("fedmezo", rounds=60), rounds_to_target=None)
     free = fixed(make_run("public_only", rounds=60), rounds_to_target=15)
     other = fixed(make_run("fedmezo", rounds=60), target_accuracy=0.7)
-    cases = [(plain, 10, False), (double, 10, False), (never, 12, True), (free, 3, False), (other, None, False)]
+    cases = [(plain, 10, ""), (double, 10, ""), (never, 12, "> "), (free, 3, ""), (other, None, "")]
     for baseline, ratio, bound in cases:
         (pair,) = compare.pairs_of(_arm(guided), _arm(baseline))
         assert (pair.ratio, pair.bound) == (pytest.approx(ratio) if ratio else None, bound)
@@ -161,6 +169,45 @@ def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
     assert sparse.points == pytest.approx(15)  # the baseline's next evaluation, not the one before
     plain.rounds["device_flops"] = plain.rounds["device_flops"] / 100
     (short,) = compare.pairs_of(_arm(guided), _arm(plain))
+#: Rounds to target of the guided arm and of the baseline, seed by seed, of 30 rounds; seeds at target, ratio.
+FAILED = [
+    ([(2, 20), (None, 20), (None, 20)], "1 and 3", "< 0.667 (< 0.667 to 10)"),
+    ([(2, 20), (2, 20), (None, 20)], "2 and 3", "10 (< 0.667 to 10)"),
+    ([(2, 20), (2, None), (2, None)], "3 and 1", "> 15 (10 to > 15)"),
+    ([(2, 20), (2, 30), (2, None)], "3 and 2", "15 (10 to > 15)"),
+    ([(2, 20), (None, 20)], "1 and 2", "< 5.33 (< 0.667 to 10)"),
+    ([(2, None), (None, 20)], "1 and 1", "- (< 0.667 to > 15)"),
+    ([(None, None), (2, 20)], "1 and 1", "10, 1 of 2 seeds"),
+    ([(None, None)], "0 and 0", "-"),
+    ([(2, 20)] * 5 + [(None, 20)] * 5, "5 and 10", "< 5.33 [< 0.667, 10]"),
+]
+
+
+def test_seeds_of_the_guided_arm_that_fail_count_against_it() -> None:
+    for seeds, reached, ratio in FAILED:
+        ends = zip(*seeds, strict=True)
+        pair = [
+            arms.Arm(
+                m, m, {}, tuple(fixed(make_run(m, rounds=30, seed=s), rounds_to_target=r) for s, r in enumerate(own))
+            )
+            for m, own in zip(("cooperllm", "fedmezo"), ends, strict=True)
+        ]
+        (row,) = compare.compare_grid(pair[0], pair).rows
+        assert row[1:4] == (str(len(seeds)), reached, ratio), seeds
+
+
+def test_seeds_that_have_not_converged_are_counted() -> None:
+    steady, rising = (make_run("cooperllm", rounds=60, seed=seed) for seed in (0, 1))
+    rising.rounds["dev_accuracy"] = np.linspace(0.1, 0.9, 61)
+    guided = arms.Arm("cooperllm", "cooperllm", {}, (steady, rising))
+    plain = arms.Arm("fedmezo", "fedmezo", {}, tuple(make_run("fedmezo", rounds=60, seed=seed) for seed in (0, 1)))
+    assert compare.compare_grid(guided, [plain]).rows[0][-1].endswith(", 1 of 2 seeds")
+    assert (
+        "±: standard deviation over seeds; ( ): smallest to largest; [ ]: 95 %"
+        in compare.compare_grid(guided, [plain]).note
+    )
+
+
     assert short.points is None
 
 

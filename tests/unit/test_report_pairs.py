@@ -54,6 +54,40 @@ def test_pairs_are_of_equal_seeds_and_have_an_interval_from_six_on() -> None:
 
 
 def test_ratios_are_left_out_where_one_of_a_pair_spends_nothing() -> None:
+#: Round times of one seed after the other over those of the baseline (1 s), and what the table says.
+RATIOS = [
+    ((2.0,), "2"),
+    ((2.0, 2.0), "2"),
+    ((1.0, 3.0, 2.0), "2 (1 to 3)"),
+    ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), "3.5 [1, 6]"),
+]
+
+
+def test_ratios_of_few_pairs_show_their_smallest_and_largest() -> None:
+    for seconds, text in RATIOS:
+        plain = family("fedmezo", len(seconds), round_s_median=1.0)
+        runs = (
+            fixed(run, round_s_median=s) for run, s in zip(family("fedavg", len(seconds)).runs, seconds, strict=True)
+        )
+        grid = paired.paired_grid(plain, [Arm("fedavg", "fedavg", {}, tuple(runs))])
+        assert grid.rows[0][-1] == text
+        assert "( ): smallest to largest" in grid.note
+
+
+def test_costs_are_compared_a_round_and_final_accuracies_of_unequal_rounds_are_marked() -> None:
+    long, short = (Arm(m, m, {}, (make_run(m, rounds=n),)) for m, n in (("fedmezo", 80), ("cooperllm", 25)))
+    row = cells(paired.paired_grid(long, [short]))["cooperllm"]
+    assert (row[3], row[4]) == ("1", "1")
+    assert row[1].endswith(" *")
+    assert "*: the two ran different numbers of rounds" in paired.paired_grid(long, [short]).note
+    assert (
+        "*"
+        not in cells(paired.paired_grid(long, [Arm("fedavg", "fedavg", {}, (make_run("fedavg", rounds=80),))]))[
+            "fedavg"
+        ][1]
+    )
+
+
     free = family("public_only", 2, device_flops=0.0)
     assert cells(paired.paired_grid(family("fedmezo", 2), [free]))["public_only"][3] == "-"
     assert cells(paired.paired_grid(free, [family("fedmezo", 2)]))["fedmezo"][3] == "-"
@@ -82,6 +116,23 @@ def test_the_baseline_is_the_plainest_arm_or_the_one_asked_for() -> None:
 
 
 #: (memory, accuracy) of each place, and which of them nothing beats, by rising memory.
+def test_the_baseline_of_a_method_is_its_best_arm_on_dev_and_is_named() -> None:
+    runs = [
+        fixed(make_run("fedmezo", rounds=40, settings={"lr": lr}), rounds_to_target=reached)
+        for lr, reached in ((0.001, 35), (0.01, 32), (0.1, None))
+    ]
+    grouped = arms.group([*runs, make_run("fedavg", rounds=40)])
+    for wanted in (None, "fedmezo"):
+        found = paired.baseline_of(grouped, wanted)
+        assert found is not None
+        assert found.label == "fedmezo (lr = 0.01)"
+    assert "fedmezo (lr = 0.01) is the best on dev of the 3 arms of fedmezo." in paired.paired_grid(found, grouped).note
+    named = paired.baseline_of(grouped, "fedmezo (lr = 0.1)")
+    assert named is not None
+    assert named.label == "fedmezo (lr = 0.1)"
+    assert "best on dev of" not in paired.paired_grid(named, grouped).note
+
+
 FRONTIERS = [
     ([(1, 0.5)], [0]),
     ([(1, 0.5), (2, 0.4)], [0]),
