@@ -78,10 +78,23 @@ def test_numbers_that_differ_are_shown_for_every_arm_in_order() -> None:
 def test_curves_are_means_with_the_range_over_seeds_at_rounds_that_all_evaluated() -> None:
     pair = [make_run("fedmezo", seed=seed, rounds=8, eval_every=every) for seed, every in ((0, 2), (1, 4))]
     first, second = pair[0].rounds["dev_accuracy"][[0, 4, 8]], pair[1].rounds["dev_accuracy"][[0, 4, 8]]
-    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "device_flops", "dev_accuracy")
-    np.testing.assert_allclose(line.x, [0, 4 * 4.1e8, 8 * 4.1e8])
+    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round", "dev_accuracy")
+    np.testing.assert_allclose(line.x, [0, 4, 8])
     np.testing.assert_allclose(line.mean, (first + second) / 2)
     np.testing.assert_allclose(line.low, np.minimum(first, second))
+
+
+def test_seeds_that_spend_differently_are_compared_at_the_same_cost() -> None:
+    pair = [make_run("fedmezo", seed=seed, rounds=4, eval_every=1) for seed in (0, 1)]
+    for run, seconds in zip(pair, (1.0, 2.0), strict=True):
+        run.rounds["round_s"] = np.where(run.rounds["round"] >= 0, seconds, 0.0)
+        run.rounds["test_accuracy"] = 0.1 * np.cumsum(run.rounds["round_s"])  # both the same function of time
+    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round_s", "test_accuracy")
+    np.testing.assert_allclose(line.x, [0, 1, 2, 3, 4])  # as far as the seed that took 4 s
+    np.testing.assert_allclose(line.mean, 0.1 * line.x)
+    np.testing.assert_allclose([line.low, line.high], [line.mean, line.mean])
+    pair[0].rounds["test_accuracy"][:] = np.nan
+    assert len(arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round_s", "test_accuracy").x) == 0
 
 
 EXACT = """\
