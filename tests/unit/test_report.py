@@ -15,7 +15,7 @@ from synthetic_runs import make_run
 
 from fedbench.base import records
 from fedbench.base.errors import ResultError
-from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
+from fedbench.report import about, arms, bars, build, canvas, compare, looks, over_rounds, plot, summary, table, units
 from fedbench.results import folder, writer
 
 QUANTITIES = [
@@ -257,8 +257,37 @@ def test_figures_are_the_same_bytes_each_time_and_leave_out_what_has_no_cost(run
 
 def test_memory_of_a_shared_process_is_marked() -> None:
     drawing = bars.memory(arms.group([make_run(rounds=4, peak=None)]), looks.LIGHT)
+    assert drawing is not None
     assert "34 MB (cloud included)" in drawing.alt
     assert "Hatched" in drawing.caption
+
+
+def test_memory_says_what_the_model_has_of_it_and_how_seeds_differ() -> None:
+    runs = [make_run(rounds=4, seed=seed, peak=peak) for seed, peak in ((0, 31_000_000), (1, 39_000_000))]
+    drawing = bars.memory(arms.group(runs), looks.LIGHT)
+    assert drawing is not None
+    assert "weights (inner bar) are 1.3 MB" in drawing.caption
+    assert "`bench memory`" in drawing.caption
+    (axes,) = drawing.figure.axes
+    assert [patch.get_width() for patch in axes.patches] == [35e6, 1.3e6]
+    (spread,) = axes.collections
+    assert np.ptp(spread.get_paths()[0].vertices[:, 0]) == 8e6
+    for run in runs:
+        run.memory["weights_bytes"] *= 20
+    large = bars.memory(arms.group(runs), looks.LIGHT)
+    assert large is not None
+    assert "`bench memory`" not in large.caption
+
+
+def test_memory_of_a_process_that_made_runs_before_is_left_out() -> None:
+    first, second = (make_run(rounds=4, seed=seed, peak=None, runs_before=seed) for seed in (0, 1))
+    second.memory["above_import_bytes"] *= 3
+    drawing = bars.memory(arms.group([first, second]), looks.LIGHT)
+    assert drawing is not None
+    assert "34 MB (cloud included)" in drawing.alt
+    assert "had made others before are left out, since its heap is theirs too: cooperllm." in drawing.caption
+    assert bars.memory(arms.group([second]), looks.LIGHT) is None
+    assert over_rounds.memory(arms.group([second]), looks.LIGHT) is None
 
 
 def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
@@ -269,8 +298,31 @@ def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
         run.rounds[column][trained == 1] = seconds
         run.rounds[column][trained == 0] = 0.01
         run.rounds[column][1] = 100.0  # warm-up
-    *parts, whole = bars._parts(*arms.group([run]))
-    assert (parts[bars.PARTS.index("compute")], whole) == (1.5, 2.0)
+    parts = bars._parts(*arms.group([run]))
+    assert (parts[bars.PARTS.index("devices compute")], parts.sum()) == (1.5, pytest.approx(2.0))
+
+
+#: Ranks, and seconds of a round, of the slowest devices, of the cloud's waiting; then devices compute, wait and the rest.
+ROUNDS = [
+    (2, (1.0, 0.6, 0.7), (0.6, 0.1, 0.2)),
+    (2, (1.0, 0.9, 0.7), (0.7, 0.0, 0.2)),  # devices compute while the cloud does something else
+    (1, (1.0, 0.6, 0.0), (0.6, 0.0, 0.3)),
+    (1, (1.0, 0.95, 0.0), (0.9, 0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("ranks", "seconds", "parts"), ROUNDS)
+def test_a_bar_of_the_time_split_is_as_long_as_the_round(
+    ranks: int, seconds: tuple[float, ...], parts: tuple[float, ...]
+) -> None:
+    run = make_run(rounds=4, ranks=ranks)
+    own = {**dict(zip(("round", "compute", "wait"), seconds, strict=True)), "cloud": 0.1, "encode": 0.0, "apply": 0.0}
+    for name, value in own.items():
+        run.rounds[f"{name}_s"][1:] = value
+    found = dict(zip(bars.PARTS, bars._parts(*arms.group([run])), strict=True))
+    assert [found[name] for name in ("devices compute", "wait", "decode, send, account")] == pytest.approx(list(parts))
+    (axes,) = bars.time_split(arms.group([run]), looks.LIGHT).figure.axes
+    assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(1.0)
 
 
 def test_arms_look_different_and_a_method_keeps_its_colour(runs: list[records.Run]) -> None:
