@@ -169,19 +169,6 @@ def test_ratios_count_rounds_at_equal_device_flops() -> None:
         assert (pair.ratio, pair.bound) == (pytest.approx(ratio) if ratio else None, bound)
 
 
-def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
-    guided, plain = make_run("cooperllm", rounds=60), make_run("fedmezo", rounds=60)
-    number = guided.rounds["round"]
-    guided.rounds["dev_accuracy"] = np.where(number < 9, 0.5 + 0.03 * (number + 1), 0.9)
-    guided.rounds["test_accuracy"] = np.full(61, 0.9)
-    plain.rounds["test_accuracy"] = np.where(number == 9, 0.7, np.nan)
-    (pair,) = compare.pairs_of(_arm(guided), _arm(plain))
-    assert (pair.converged, pair.points) == (9, pytest.approx(20))
-    plain.rounds["test_accuracy"] = np.select([number == 5, number == 13], [0.6, 0.75], np.nan)
-    (sparse,) = compare.pairs_of(_arm(guided), _arm(plain))
-    assert sparse.points == pytest.approx(15)  # the baseline's next evaluation, not the one before
-    plain.rounds["device_flops"] = plain.rounds["device_flops"] / 100
-    (short,) = compare.pairs_of(_arm(guided), _arm(plain))
 #: Rounds to target of the guided arm and of the baseline, seed by seed, of 30 rounds; seeds at target, ratio.
 FAILED = [
     ([(2, 20), (None, 20), (None, 20)], "1 and 3", "< 0.667 (< 0.667 to 10)"),
@@ -221,6 +208,19 @@ def test_seeds_that_have_not_converged_are_counted() -> None:
     )
 
 
+def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
+    guided, plain = make_run("cooperllm", rounds=60), make_run("fedmezo", rounds=60)
+    number = guided.rounds["round"]
+    guided.rounds["dev_accuracy"] = np.where(number < 9, 0.5 + 0.03 * (number + 1), 0.9)
+    guided.rounds["test_accuracy"] = np.full(61, 0.9)
+    plain.rounds["test_accuracy"] = np.where(number == 9, 0.7, np.nan)
+    (pair,) = compare.pairs_of(_arm(guided), _arm(plain))
+    assert (pair.converged, pair.points) == (9, pytest.approx(20))
+    plain.rounds["test_accuracy"] = np.select([number == 5, number == 13], [0.6, 0.75], np.nan)
+    (sparse,) = compare.pairs_of(_arm(guided), _arm(plain))
+    assert sparse.points == pytest.approx(15)  # the baseline's next evaluation, not the one before
+    plain.rounds["device_flops"] = plain.rounds["device_flops"] / 100
+    (short,) = compare.pairs_of(_arm(guided), _arm(plain))
     assert short.points is None
 
 
@@ -367,15 +367,36 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     assert "prefers-color-scheme: dark" in content
     assert "Example CPU & Co <v3>" in page.text
     assert "0123456789ab" in page.text
+    names = [name for _, attributes in page.tags if (name := attributes.get("id"))]
+    assert names[:3] == ["accuracy_rounds", "pareto", "comparison-target-0-8-on-dev"]
+    assert (
+        "12 runs of 6 arms over 2 seeds: embedded (335 k trainable parameters), 8 devices (4 a round), partition iid, "
+        "batch 16, 1 rank, 2026-01-02, commit 012345678. Careful: only 2 seeds per arm"
+    ) in page.text
+
+
+def test_the_first_words_tell_what_all_runs_share_and_where_seeds_are_few() -> None:
+    runs = [make_run(m, rounds=4, seed=seed, ranks=1 + seed) for m in ("fedmezo", "fedavg") for seed in (0, 1, 2)]
+    for run in runs:
+        run.config["federation"] |= {"partition": "dirichlet", "sampled": None}
+        run.config["run"]["ranks"] = 1
+    runs[0].provenance["commit"] = {"hash": "f" * 40, "dirty": True}
+    runs[0].provenance["ended"] = "2026-01-01T00:00:00Z"
+    told = "8 devices, Dirichlet 0.5, batch 16, 2026-01-01 to 2026-01-02, 2 commits."
+    assert about.lead(arms.group(runs), []).endswith(told)
+    assert about.lead(arms.group(runs[:4]), ["x"]).endswith(
+        "Careful: only 1 seed for some arms, so differences may be chance. Left out: x"
+    )
+    runs[0].provenance.clear()
+    assert "model embedded, 8 devices" in about.lead(arms.group(runs[:1]), [])
 
 
 def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[records.Run]) -> None:
     text = (report / "report.md").read_text()
     pictures = re.findall(r"\]\(([\w.]+)\)", text)
     assert pictures == [
-        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
-        *("accuracy_time.png", "pareto.png", "memory.png", "memory_rounds.png", "time_split.png"),
-        "timeline.png",
+        *("accuracy_rounds.png", "pareto.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
+        *("accuracy_time.png", "memory.png", "memory_rounds.png", "time_split.png", "timeline.png"),
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "| commit.hash | 0123456789abcdef |" in text
