@@ -3,7 +3,7 @@
 `python -m fedbench.batch.worker DIR` reads line numbers from stdin and answers each with one line of JSON; what a run
 prints goes to its log. A run takes the path of `fedbench run`, with an Execution, a clock and a transport of its own,
 and has the bits of a run in a fresh process. Its memory phases are not those of a fresh process: earlier runs have
-left their heap and caches (`peak_device_bytes` is null with one rank anyway).
+left their heap and caches, so provenance tells how many (`runs_before`), and reports draw no memory of such a run.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ from fedbench.run.memory import Memory
 def serve(sweep: Sweep) -> None:
     """Run the lines that stdin names until it ends; answers go to what was stdout when this began."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        for text in iter(sys.stdin.readline, ""):
+        for done, text in enumerate(iter(sys.stdin.readline, "")):
             launch.keep_early_stops()
-            answers.write(json.dumps(_answer(sweep, sweep.lines[int(text)])) + "\n")
+            answers.write(json.dumps(_answer(sweep, sweep.lines[int(text)], done)) + "\n")
             answers.flush()
 
 
-def _answer(sweep: Sweep, line: Line) -> dict[str, Any]:
-    """Return exit code, kind and reason of the failure (empty where the log tells), and resident bytes after the run."""
+def _answer(sweep: Sweep, line: Line, before: int) -> dict[str, Any]:
+    """Return exit code, kind and reason of the failure (empty where the log tells), and resident bytes, after a run that
+    this process makes after `before` others.
+    """
     _print_to(sweep.log(line))
     with lock.lease(sweep.folder, line.run_id) as lease:
-        code, kind, reason = _ended(sweep, line) if lease is not None else (EXIT_OK, *lock.ELSEWHERE)
+        code, kind, reason = _ended(sweep, line, before) if lease is not None else (EXIT_OK, *lock.ELSEWHERE)
     account.give_back_free_memory()
     return {"code": code, "kind": kind, "reason": reason, "resident_bytes": account.resident_bytes()}
 
 
-def _ended(sweep: Sweep, line: Line) -> tuple[int, str, str]:
+def _ended(sweep: Sweep, line: Line, before: int) -> tuple[int, str, str]:
     """Run a line and return its exit code, and kind and reason of the error that ended it."""
     found: list[FedbenchError] = []
     transport = Loopback()
-    execution = Execution(transport, Memory())
+    execution = Execution(transport, Memory(), before)
 
     def body() -> int:
         """Return the run's exit code, and keep the error that it ended with."""

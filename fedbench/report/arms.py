@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,7 +40,7 @@ class Arm:
 
 
 class Curve(NamedTuple):
-    """A line over the rounds that all seeds evaluated: mean x, mean y, smallest and largest y, each [points]."""
+    """A line over the seeds of an arm: x, and mean, smallest and largest y at that x, each [points]."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -103,13 +104,23 @@ def rounds_done(run: Run) -> np.ndarray:
 
 
 def curve(arm: Arm, x: str, y: str) -> Curve:
-    """Return accuracy `y` (a column of `rounds`) against rounds (`x` = "round") or the running total of column `x`."""
-    rows = min(len(run.rounds["round"]) for run in arm.runs)
-    xs = np.stack([(rounds_done(run) if x == "round" else cumulative(run, x))[:rows] for run in arm.runs])
-    ys = np.stack([np.asarray(run.rounds[y], dtype=np.float64)[:rows] for run in arm.runs])
-    known = np.isfinite(ys).all(axis=0)
-    ys = ys[:, known]
-    return Curve(xs[:, known].mean(axis=0), ys.mean(axis=0), ys.min(axis=0), ys.max(axis=0))
+    """Return accuracy `y` (a column of `rounds`) against rounds (`x` = "round") or the running total of column `x`.
+
+    Against rounds the points are those that all seeds evaluated. Seeds that spend differently are not at the same x in
+    the same round: against a total each is interpolated where any was evaluated, as far as the one that spent least.
+    """
+    known = [np.isfinite(run.rounds[y]) for run in arm.runs]
+    xs = [(rounds_done(run) if x == "round" else cumulative(run, x))[k] for run, k in zip(arm.runs, known, strict=True)]
+    ys = [np.asarray(run.rounds[y], dtype=np.float64)[k] for run, k in zip(arm.runs, known, strict=True)]
+    if not all(map(len, xs)):
+        return Curve(*np.empty((4, 0)))
+    if x == "round":
+        grid = functools.reduce(np.intersect1d, xs)
+    else:
+        grid = functools.reduce(np.union1d, xs)
+        grid = grid[grid <= min(own[-1] for own in xs)]
+    at = np.stack([np.interp(grid, *pair) for pair in zip(xs, ys, strict=True)])
+    return Curve(grid, at.mean(axis=0), at.min(axis=0), at.max(axis=0))
 
 
 def _settings(run: Run) -> dict[str, Any]:

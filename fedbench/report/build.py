@@ -10,6 +10,7 @@ from fedbench.base import fsio
 from fedbench.base.errors import ResultError
 from fedbench.base.records import ROUND_COLUMNS
 from fedbench.report import (
+    about,
     bars,
     canvas,
     compare,
@@ -30,6 +31,9 @@ from fedbench.results import folder
 
 _TOTALS = ("device_flops", "uplink_bytes", "round_s")
 _TITLE = "Federated fine-tuning, measured"
+
+#: The figures that stand before the tables.
+_FIRST = ("accuracy_rounds", "pareto")
 
 
 def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list[Path]:
@@ -59,8 +63,9 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     behind = [facts.settings_grid(arms), facts.shared_grid(arms), facts.provenance_grid(arms), facts.runs_grid(arms)]
     files["table.csv"] = table.to_csv(arms).encode()
     files["rounds.csv"] = rounds_csv(arms).encode()
-    lead = _lead(arms, skipped)
-    files["report.md"] = _markdown(lead, tables, drawings["light"], behind).encode()
+    lead = about.lead(arms, skipped)
+    first = sum(drawing.name in _FIRST for drawing in drawings["light"])
+    files["report.md"] = _markdown(lead, tables, drawings["light"], behind, first).encode()
     pictures = [
         page.Picture(
             light.name, light.title, canvas.svg(light.figure), canvas.svg(dark.figure), light.caption, light.alt
@@ -70,7 +75,8 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     sections = [page.Section(grid) for grid in tables]
     footer = [page.Section(grid, text=True, folded=i in (1, 3)) for i, grid in enumerate(behind)]
     best = highlights.highlights(arms)
-    html = page.render(title=_TITLE, lead=lead, arms=arms, best=best, tables=sections, pictures=pictures, facts=footer)
+    body: list[page.Section | page.Picture] = [*pictures[:first], *sections, *pictures[first:]]
+    html = page.render(title=_TITLE, lead=lead, arms=arms, best=best, body=body, facts=footer)
     files["index.html"] = html.encode()
     for name, content in files.items():
         fsio.replace_whole(out / name, functools.partial(_put, content=content))
@@ -91,9 +97,10 @@ def rounds_csv(arms: Sequence[Arm]) -> str:
 
 
 def _drawings(arms: Sequence[Arm], theme: Theme) -> list[canvas.Drawing]:
-    drawn = [plot.accuracy(arms, cost, theme) for cost in plot.COSTS]
+    rounds, *costs = plot.COSTS
+    drawn = [plot.accuracy(arms, rounds, theme), pareto.pareto(arms, theme)]
+    drawn += [plot.accuracy(arms, cost, theme) for cost in costs]
     drawn += [
-        pareto.pareto(arms, theme),
         bars.memory(arms, theme),
         over_rounds.memory(arms, theme),
         bars.time_split(arms, theme),
@@ -102,25 +109,17 @@ def _drawings(arms: Sequence[Arm], theme: Theme) -> list[canvas.Drawing]:
     return [drawing for drawing in drawn if drawing]
 
 
-def _lead(arms: Sequence[Arm], skipped: Sequence[str]) -> str:
-    runs = sum(len(arm.runs) for arm in arms)
-    seeds = len({run.summary.seed for arm in arms for run in arm.runs})
-    text = f"{_many(runs, 'run')} of {_many(len(arms), 'arm')} over {_many(seeds, 'seed')}."
-    return f"{text} Left out: {' '.join(skipped)}" if skipped else text
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _markdown(
-    lead: str, tables: Sequence[table.Grid], drawings: Sequence[canvas.Drawing], behind: Sequence[table.Grid]
+    lead: str,
+    tables: Sequence[table.Grid],
+    drawings: Sequence[canvas.Drawing],
+    behind: Sequence[table.Grid],
+    first: int,
 ) -> str:
-    parts = [f"# {_TITLE}\n\n{lead}\n"]
-    parts += [f"## {grid.title}\n\n{table.to_markdown(grid)}" for grid in tables]
-    parts += [f"## {d.title}\n\n![{d.alt}]({d.name}.png)\n\n{d.caption}\n" for d in drawings]
-    parts += [f"## {grid.title}\n\n{table.to_markdown(grid)}" for grid in behind]
-    return "\n".join(parts)
+    """Return the report with its first few drawings before the tables."""
+    figures = [f"## {d.title}\n\n![{d.alt}]({d.name}.png)\n\n{d.caption}\n" for d in drawings]
+    shown, last = ([f"## {grid.title}\n\n{table.to_markdown(grid)}" for grid in grids] for grids in (tables, behind))
+    return "\n".join([f"# {_TITLE}\n\n{lead}\n", *figures[:first], *shown, *figures[first:], *last])
 
 
 def _put(path: Path, *, content: bytes) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 from fedbench.base.records import Run
 from fedbench.report import units
 from fedbench.report.arms import Arm
-from fedbench.report.table import rounds_to_target
 
 
 class Highlight(NamedTuple):
-    """One figure with the arm that has it."""
+    """One figure with the arm that has it, or the first that has it and how many others do."""
 
     heading: str
     value: str
@@ -24,14 +23,25 @@ class Highlight(NamedTuple):
 def highlights(arms: Sequence[Arm]) -> list[Highlight]:
     """Return the best arms in accuracy, rounds to target, memory, bytes up and round time; nothing for one arm alone.
 
-    What no run knows is left out; so are arms whose devices spend or send nothing.
+    What no run knows is left out; so are arms whose devices compute nothing from memory, and those that send nothing
+    from bytes.
     """
     if len(arms) < 2:
         return []
     found = [
-        _best(arms, "highest accuracy", lambda run: -run.summary.best_accuracy, lambda v: units.fraction(-v)),
+        _best(
+            arms,
+            "highest accuracy (best on dev)",
+            lambda run: -run.summary.best_accuracy,
+            lambda v: units.fraction(-v),
+        ),
         _soonest(arms),
-        _best(arms, "least device memory", lambda run: run.summary.peak_device_bytes, lambda v: units.quantity(v, "B")),
+        _best(
+            arms,
+            "least device memory",
+            lambda run: run.summary.peak_device_bytes if run.summary.device_flops > 0 else None,
+            lambda v: units.quantity(v, "B"),
+        ),
         _best(
             arms,
             "least sent in a round",
@@ -46,7 +56,7 @@ def highlights(arms: Sequence[Arm]) -> list[Highlight]:
 def _best(
     arms: Sequence[Arm], heading: str, value: Callable[[Run], float | None], show: Callable[[float], str]
 ) -> Highlight | None:
-    """Return the arm with the smallest mean of a value that all its runs know."""
+    """Return the arm with the smallest mean of a value that all its runs know, and those that show the same."""
     means: list[tuple[float, str]] = []
     for arm in arms:
         values = [value(run) for run in arm.runs]
@@ -55,8 +65,8 @@ def _best(
             means.append((float(np.mean(known)), arm.label))
     if not means:
         return None
-    smallest, label = min(means, key=lambda pair: pair[0])
-    return Highlight(heading, show(smallest), label)
+    shown = show(min(mean for mean, _ in means))
+    return Highlight(heading, shown, _told([label for mean, label in means if show(mean) == shown]))
 
 
 def _soonest(arms: Sequence[Arm]) -> Highlight | None:
@@ -65,5 +75,13 @@ def _soonest(arms: Sequence[Arm]) -> Highlight | None:
     whole = [arm for arm in arms if len(reached[arm.label]) == len(arm.runs)]
     if not whole:
         return None
-    first = min(whole, key=lambda arm: float(np.median(reached[arm.label])))
-    return Highlight("fewest rounds to target", rounds_to_target(first).partition(" ")[0], first.label)
+    medians = {arm.label: float(np.median(reached[arm.label])) for arm in whole}
+    fewest = min(medians.values())
+    tied = [label for label, median in medians.items() if median == fewest]
+    return Highlight("fewest rounds to target", units.count(fewest), _told(tied))
+
+
+def _told(labels: Sequence[str]) -> str:
+    """Return the first of the arms that share a place, and how many others do."""
+    others = len(labels) - 1
+    return labels[0] if not others else f"{labels[0]} and {others} other{'s' if others > 1 else ''}"

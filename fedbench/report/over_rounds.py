@@ -14,7 +14,7 @@ from fedbench.report import units
 from fedbench.report.arms import Arm
 from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
 from fedbench.report.looks import Theme, looks
-from fedbench.report.parts import hosts
+from fedbench.report.parts import fresh, hosts
 
 _ROW_IN, _MOST_ROWS = 0.22, 24
 
@@ -79,7 +79,7 @@ def _peaks(arm: Arm) -> tuple[np.ndarray, np.ndarray] | None:
     tables = []
     for run in arm.runs:
         table = run.memory_rounds
-        if not table:
+        if not table or not fresh(run):
             return None
         own = np.isin(table["rank"], hosts(run))
         rounds = np.unique(table["round"][own])

@@ -87,26 +87,30 @@ def render(
     lead: str,
     arms: Sequence[Arm],
     best: Sequence[Highlight],
-    tables: Sequence[Section],
-    pictures: Sequence[Picture],
+    body: Sequence[Section | Picture],
     facts: Sequence[Section],
 ) -> str:
-    """Return the page: the best arms, tables, figures, and at the bottom the facts behind them."""
+    """Return the page: the best arms, tables and figures in their order, and at the bottom the facts behind them."""
     keys = {label: _key(look) for label, look in looks(arms).items()}
     style = _STYLE % {"light": _variables(LIGHT), "dark": _variables(DARK)}
-    parts = [(_slug(s.grid.title), s.grid.title, _section(s, keys)) for s in tables]
-    parts += [(picture.name, picture.title, _figure(picture)) for picture in pictures]
-    parts += [(_slug(s.grid.title), s.grid.title, _section(s, {})) for s in facts]
+    parts = [_part(part, keys) for part in body] + [_part(section, {}) for section in facts]
     links = "".join(f'<a href="#{name}">{html.escape(_short(title))}</a>' for name, title, _ in parts)
     top = f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>{_best(best, keys)}'
-    body = [f"<header><div>{top}</div></header>", f"<nav><div>{links}</div></nav>"]
+    lines = [f"<header><div>{top}</div></header>", f"<nav><div>{links}</div></nav>"]
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>"
     )
-    body += ["<main>", *(part for *_, part in parts), "</main>"]
-    whole = "\n".join(body)
+    lines += ["<main>", *(part for *_, part in parts), "</main>"]
+    whole = "\n".join(lines)
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{whole}\n</body>\n</html>\n'
+
+
+def _part(part: Section | Picture, keys: dict[str, str]) -> tuple[str, str, str]:
+    """Return name, title and HTML of a part of the page."""
+    if isinstance(part, Picture):
+        return part.name, part.title, _figure(part)
+    return _slug(part.grid.title), part.grid.title, _section(part, keys)
 
 
 def _slug(title: str) -> str:

@@ -1,4 +1,4 @@
-"""What the ranks of a run are to it: the cloud, edges, hosts of devices. It reads records and never spans."""
+"""What the processes of a run are to it: cloud, edges, hosts of devices, new or used. It reads records and never spans."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def part_of(run: Run, rank: int) -> str:
 def hosts(run: Run) -> list[int]:
     """Return the ranks that have devices, of a run alone the cloud's too."""
     return [rank for rank in range(run.summary.ranks) if part_of(run, rank).endswith("devices")]
+
+
+def fresh(run: Run) -> bool:
+    """Return whether the process made no run before this one; what an earlier one left in memory is not this run's."""
+    return not run.provenance.get("runs_before")

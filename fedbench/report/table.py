@@ -66,8 +66,13 @@ COSTS = (
         lambda value: units.quantity(value, ""),
     ),
 )
-_HEADING_CHARACTERS = 10
-_FIRST = ("arm", "rounds to target")
+_HEADING_CHARACTERS = 8
+_FIRST = ("arm", "rounds", "rounds to target")
+
+#: What the signs behind a figure mean, for the note of a table that has them.
+SPREADS = (
+    "±: standard deviation over seeds; ( ): smallest to largest; [ ]: 95 % interval of the median, from 6 pairs on."
+)
 
 
 def demo_grid(arms: Sequence[Arm]) -> Grid:
@@ -75,12 +80,17 @@ def demo_grid(arms: Sequence[Arm]) -> Grid:
     measures = (*ACCURACIES, *COSTS)
     seeds = {len(arm.runs) for arm in arms}
     headings = (*_FIRST, *(m.heading for m in measures))
-    rows = [(arm.label, rounds_to_target(arm), *(_spread(arm, m) for m in measures)) for arm in arms]
-    note = "Accuracy on the test split; the target is on the dev split."
+    rows = [(arm.label, _rounds(arm), rounds_to_target(arm), *(_spread(arm, m) for m in measures)) for arm in arms]
+    note = (
+        "Accuracy on the test split: best is at the evaluation that is best on dev, final at the last one. The target is "
+        "on the dev split."
+    )
     if max(seeds) > 1:
         note += " Mean and standard deviation over seeds; rounds to target: median (smallest to largest)."
         headings = (headings[0], "seeds", *headings[1:])
         rows = [(row[0], str(len(arm.runs)), *row[1:]) for row, arm in zip(rows, arms, strict=True)]
+    if len({_rounds(arm) for arm in arms}) > 1:
+        note += " Where rounds differ, final accuracies and device FLOPs are not those of equal training."
     return Grid(_title(arms), headings, tuple(rows), note)
 
 
@@ -97,8 +107,9 @@ def to_rich(grid: Grid) -> Table:
     table.add_column(grid.headings[0], min_width=max(words, default=0), overflow="fold")
     for i, heading in enumerate(grid.headings[1:], start=1):
         widest = max((len(row[i]) for row in grid.rows), default=0)
-        lines = textwrap.fill(heading, max(widest, _HEADING_CHARACTERS))
-        table.add_column(lines, justify="right", overflow="fold", min_width=widest)
+        lines = textwrap.wrap(heading, max(widest, _HEADING_CHARACTERS), break_long_words=False)
+        widest = max(widest, *map(len, lines))
+        table.add_column("\n".join(lines), justify="right", overflow="fold", min_width=widest)
     for row in grid.rows:
         table.add_row(*row)
     return table
@@ -149,6 +160,12 @@ def csv_text(lines: Sequence[Sequence[object]]) -> str:
     for line in lines:
         writer.writerow(["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in line])
     return out.getvalue()
+
+
+def _rounds(arm: Arm) -> str:
+    """Return how many rounds the runs of an arm took: `40`, or `34 to 40`."""
+    few, many = (pick(run.summary.rounds for run in arm.runs) for pick in (min, max))
+    return str(few) if few == many else f"{few} to {many}"
 
 
 def rounds_to_target(arm: Arm) -> str:

@@ -75,11 +75,12 @@ def already_done(job: Job, options: Options) -> bool:
 
 
 class Execution:
-    """One rank's run, with the place that it has reached for error messages."""
+    """One rank's run, with the place that it has reached for error messages; `runs_before` were made by this process."""
 
-    def __init__(self, transport: Transport, memory: Memory) -> None:
+    def __init__(self, transport: Transport, memory: Memory, runs_before: int = 0) -> None:
         self._transport = transport
         self._memory = memory
+        self._runs_before = runs_before
         self._clock = Clock()
         self._phase = "setting up"
 
@@ -191,14 +192,14 @@ class Execution:
             f"before the end: longest round {longest_s:.1f} s, checkpoint {saved_s:.1f} s."
         )
 
-    @staticmethod
-    def _facts(built: Built, star: Topology, started: str) -> dict[str, Any]:
-        """Return what the provenance of a run that ends now tells of its world, data and model."""
+    def _facts(self, built: Built, star: Topology, started: str) -> dict[str, Any]:
+        """Return what the provenance of a run that ends now tells of its process, world, data and model."""
         transport, config = star.transport, built.job.config
         return {
             "mpi": launch.library(transport),
             "hosts": sorted({transport.name_of(rank).rpartition(" ")[2] for rank in range(transport.size)}),
             "threads_per_rank": config.run.threads,
+            "runs_before": self._runs_before,
             "started": started,
             "ended": provenance.now(),
             "data": dict(built.splits.source),

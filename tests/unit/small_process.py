@@ -18,13 +18,13 @@ from fedbench.data import embedded
 answer = worker._answer
 
 
-def answer_or_die(sweep: Sweep, line: Line) -> dict[str, object]:
+def answer_or_die(sweep: Sweep, line: Line, done: int) -> dict[str, object]:
     """Run a line, unless it is the one to die in."""
     die = sweep.folder / "die"
     if die.exists() and die.read_text() == line.run_id:
         die.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
-    return answer(sweep, line)
+    return answer(sweep, line, done)
 
 
 if __name__ == "__main__":

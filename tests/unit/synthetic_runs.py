@@ -35,6 +35,7 @@ def make_run(
     spans: bool = True,
     peak: int | None = 31_000_000,
     codec: dict[str, np.ndarray] | None = None,
+    runs_before: int = 0,
 ) -> records.Run:
     """Return a run with a saturating accuracy curve; shuffled public labels make it stay low."""
     tree = {
@@ -55,9 +56,11 @@ def make_run(
     table["device_flops"][done] = flops
     table["cloud_s"][done] = cloud_s
     table["round_s"] += table["cloud_s"]
+    if ranks > 1:  # the cloud waits while its devices compute
+        table["wait_s"] += table["compute_s"]
     return records.Run(
         config=config,
-        provenance=_provenance(),
+        provenance=_provenance(runs_before),
         summary=_summary(config, table, peak),
         rounds=table,
         devices=_devices(rounds, sampled, uplink, flops),
@@ -201,12 +204,13 @@ def make_codec(rounds: int, bits: tuple[float, ...] = (2.0, 4.0, 8.0)) -> dict[s
     return {"round": number, "unit": np.tile(names, rounds), "bits": np.tile(bits, rounds)}
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance(runs_before: int) -> dict[str, Any]:
     return {
-        "commit": "0123456789ab",
-        "dirty": False,
+        "commit": {"hash": "0123456789abcdef", "dirty": False},
         "cpu": "Example CPU & Co <v3>",
         "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
-        "start_utc": "2026-01-02T03:04:05Z",
-        "end_utc": "2026-01-02T03:05:05Z",
+        "started": "2026-01-02T03:04:05Z",
+        "ended": "2026-01-02T03:05:05Z",
+        "runs_before": runs_before,
+        "model": {"name": "embedded", "trainable_entries": 334848},
     }

@@ -34,8 +34,8 @@ FIGURES = """Promise.all([...document.images].map(async image => {
 
 #: Every figure that a report can have, in the order of the page.
 NAMES = [
-    *("accuracy_rounds", "accuracy_flops", "accuracy_uplink", "accuracy_downlink", "accuracy_time"),
-    *("accuracy_simulated", "pareto", "memory", "memory_rounds", "time_split", "timeline", "bits"),
+    *("accuracy_rounds", "pareto", "accuracy_flops", "accuracy_uplink", "accuracy_downlink", "accuracy_time"),
+    *("accuracy_simulated", "memory", "memory_rounds", "time_split", "timeline", "bits"),
 ]
 
 

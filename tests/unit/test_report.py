@@ -15,7 +15,7 @@ from synthetic_runs import make_run
 
 from fedbench.base import records
 from fedbench.base.errors import ResultError
-from fedbench.report import arms, bars, build, canvas, compare, looks, plot, summary, table, units
+from fedbench.report import about, arms, bars, build, canvas, compare, looks, over_rounds, plot, summary, table, units
 from fedbench.results import folder, writer
 
 QUANTITIES = [
@@ -78,20 +78,34 @@ def test_numbers_that_differ_are_shown_for_every_arm_in_order() -> None:
 def test_curves_are_means_with_the_range_over_seeds_at_rounds_that_all_evaluated() -> None:
     pair = [make_run("fedmezo", seed=seed, rounds=8, eval_every=every) for seed, every in ((0, 2), (1, 4))]
     first, second = pair[0].rounds["dev_accuracy"][[0, 4, 8]], pair[1].rounds["dev_accuracy"][[0, 4, 8]]
-    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "device_flops", "dev_accuracy")
-    np.testing.assert_allclose(line.x, [0, 4 * 4.1e8, 8 * 4.1e8])
+    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round", "dev_accuracy")
+    np.testing.assert_allclose(line.x, [0, 4, 8])
     np.testing.assert_allclose(line.mean, (first + second) / 2)
     np.testing.assert_allclose(line.low, np.minimum(first, second))
 
 
-EXACT = """\
-| arm | rounds to target | best accuracy | final accuracy | uplink per device and round | peak device memory \
-| median round time | device FLOPs |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| cooperllm | 6 | 0.934 | 0.930 | 4 B | 31 MB | 125 ms | 16.4 G |
-| fedmezo | > 40 | 0.750 | 0.750 | 4 B | - | 1.5 s | 16.4 G |
+def test_seeds_that_spend_differently_are_compared_at_the_same_cost() -> None:
+    pair = [make_run("fedmezo", seed=seed, rounds=4, eval_every=1) for seed in (0, 1)]
+    for run, seconds in zip(pair, (1.0, 2.0), strict=True):
+        run.rounds["round_s"] = np.where(run.rounds["round"] >= 0, seconds, 0.0)
+        run.rounds["test_accuracy"] = 0.1 * np.cumsum(run.rounds["round_s"])  # both the same function of time
+    line = arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round_s", "test_accuracy")
+    np.testing.assert_allclose(line.x, [0, 1, 2, 3, 4])  # as far as the seed that took 4 s
+    np.testing.assert_allclose(line.mean, 0.1 * line.x)
+    np.testing.assert_allclose([line.low, line.high], [line.mean, line.mean])
+    pair[0].rounds["test_accuracy"][:] = np.nan
+    assert len(arms.curve(arms.Arm("x", "fedmezo", {}, tuple(pair)), "round_s", "test_accuracy").x) == 0
 
-Accuracy on the test split; the target is on the dev split.
+
+EXACT = """\
+| arm | rounds | rounds to target | best accuracy | final accuracy | uplink per device and round | peak device memory \
+| median round time | device FLOPs |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| cooperllm | 40 | 6 | 0.934 | 0.930 | 4 B | 31 MB | 125 ms | 16.4 G |
+| fedmezo | 40 | > 40 | 0.750 | 0.750 | 4 B | - | 1.5 s | 16.4 G |
+
+Accuracy on the test split: best is at the evaluation that is best on dev, final at the last one. The target is on the \
+dev split.
 """
 
 
@@ -114,7 +128,14 @@ def test_the_table_is_exact() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(table.demo_table([never, guided]))
     text = console.export_text()
-    assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8"))
+    assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8", "accuracy", "final at the last"))
+
+
+def test_arms_that_ran_different_rounds_are_told_apart() -> None:
+    runs = [make_run("fedmezo", rounds=40), make_run("fedavg", rounds=8), make_run("fedavg", rounds=6, seed=1)]
+    grid = table.demo_grid(arms.group(runs))
+    assert [row[2] for row in grid.rows] == ["40", "6 to 8"]
+    assert "Where rounds differ, final accuracies and device FLOPs are not those of equal training." in grid.note
 
 
 REACHED = [
@@ -142,10 +163,49 @@ def test_ratios_count_rounds_at_equal_device_flops() -> None:
     never = fixed(make_run("fedmezo", rounds=60), rounds_to_target=None)
     free = fixed(make_run("public_only", rounds=60), rounds_to_target=15)
     other = fixed(make_run("fedmezo", rounds=60), target_accuracy=0.7)
-    cases = [(plain, 10, False), (double, 10, False), (never, 12, True), (free, 3, False), (other, None, False)]
+    cases = [(plain, 10, ""), (double, 10, ""), (never, 12, "> "), (free, 3, ""), (other, None, "")]
     for baseline, ratio, bound in cases:
         (pair,) = compare.pairs_of(_arm(guided), _arm(baseline))
         assert (pair.ratio, pair.bound) == (pytest.approx(ratio) if ratio else None, bound)
+
+
+#: Rounds to target of the guided arm and of the baseline, seed by seed, of 30 rounds; seeds at target, ratio.
+FAILED = [
+    ([(2, 20), (None, 20), (None, 20)], "1 and 3", "< 0.667 (< 0.667 to 10)"),
+    ([(2, 20), (2, 20), (None, 20)], "2 and 3", "10 (< 0.667 to 10)"),
+    ([(2, 20), (2, None), (2, None)], "3 and 1", "> 15 (10 to > 15)"),
+    ([(2, 20), (2, 30), (2, None)], "3 and 2", "15 (10 to > 15)"),
+    ([(2, 20), (None, 20)], "1 and 2", "< 5.33 (< 0.667 to 10)"),
+    ([(2, None), (None, 20)], "1 and 1", "- (< 0.667 to > 15)"),
+    ([(None, None), (2, 20)], "1 and 1", "10, 1 of 2 seeds"),
+    ([(None, None)], "0 and 0", "-"),
+    ([(2, 20)] * 5 + [(None, 20)] * 5, "5 and 10", "< 5.33 [< 0.667, 10]"),
+]
+
+
+def test_seeds_of_the_guided_arm_that_fail_count_against_it() -> None:
+    for seeds, reached, ratio in FAILED:
+        ends = zip(*seeds, strict=True)
+        pair = [
+            arms.Arm(
+                m, m, {}, tuple(fixed(make_run(m, rounds=30, seed=s), rounds_to_target=r) for s, r in enumerate(own))
+            )
+            for m, own in zip(("cooperllm", "fedmezo"), ends, strict=True)
+        ]
+        (row,) = compare.compare_grid(pair[0], pair).rows
+        assert row[1:4] == (str(len(seeds)), reached, ratio), seeds
+
+
+def test_seeds_that_have_not_converged_are_counted() -> None:
+    steady, rising = (make_run("cooperllm", rounds=60, seed=seed) for seed in (0, 1))
+    rising.rounds["dev_accuracy"] = np.linspace(0.1, 0.9, 61)
+    guided = arms.Arm("cooperllm", "cooperllm", {}, (steady, rising))
+    plain = arms.Arm("fedmezo", "fedmezo", {}, tuple(make_run("fedmezo", rounds=60, seed=seed) for seed in (0, 1)))
+    assert compare.compare_grid(guided, [plain]).rows[0][-1].endswith(", 1 of 2 seeds")
+    assert (
+        "±: standard deviation over seeds; ( ): smallest to largest; [ ]: 95 %"
+        in compare.compare_grid(guided, [plain]).note
+    )
 
 
 def test_accuracies_are_compared_where_the_guided_arm_has_converged() -> None:
@@ -197,8 +257,37 @@ def test_figures_are_the_same_bytes_each_time_and_leave_out_what_has_no_cost(run
 
 def test_memory_of_a_shared_process_is_marked() -> None:
     drawing = bars.memory(arms.group([make_run(rounds=4, peak=None)]), looks.LIGHT)
+    assert drawing is not None
     assert "34 MB (cloud included)" in drawing.alt
     assert "Hatched" in drawing.caption
+
+
+def test_memory_says_what_the_model_has_of_it_and_how_seeds_differ() -> None:
+    runs = [make_run(rounds=4, seed=seed, peak=peak) for seed, peak in ((0, 31_000_000), (1, 39_000_000))]
+    drawing = bars.memory(arms.group(runs), looks.LIGHT)
+    assert drawing is not None
+    assert "weights (inner bar) are 1.3 MB" in drawing.caption
+    assert "`bench memory`" in drawing.caption
+    (axes,) = drawing.figure.axes
+    assert [patch.get_width() for patch in axes.patches] == [35e6, 1.3e6]
+    (spread,) = axes.collections
+    assert np.ptp(spread.get_paths()[0].vertices[:, 0]) == 8e6
+    for run in runs:
+        run.memory["weights_bytes"] *= 20
+    large = bars.memory(arms.group(runs), looks.LIGHT)
+    assert large is not None
+    assert "`bench memory`" not in large.caption
+
+
+def test_memory_of_a_process_that_made_runs_before_is_left_out() -> None:
+    first, second = (make_run(rounds=4, seed=seed, peak=None, runs_before=seed) for seed in (0, 1))
+    second.memory["above_import_bytes"] *= 3
+    drawing = bars.memory(arms.group([first, second]), looks.LIGHT)
+    assert drawing is not None
+    assert "34 MB (cloud included)" in drawing.alt
+    assert "had made others before are left out, since its heap is theirs too: cooperllm." in drawing.caption
+    assert bars.memory(arms.group([second]), looks.LIGHT) is None
+    assert over_rounds.memory(arms.group([second]), looks.LIGHT) is None
 
 
 def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
@@ -209,8 +298,31 @@ def test_the_split_of_time_is_of_rounds_that_were_computed() -> None:
         run.rounds[column][trained == 1] = seconds
         run.rounds[column][trained == 0] = 0.01
         run.rounds[column][1] = 100.0  # warm-up
-    *parts, whole = bars._parts(*arms.group([run]))
-    assert (parts[bars.PARTS.index("compute")], whole) == (1.5, 2.0)
+    parts = bars._parts(*arms.group([run]))
+    assert (parts[bars.PARTS.index("devices compute")], parts.sum()) == (1.5, pytest.approx(2.0))
+
+
+#: Ranks, and seconds of a round, of the slowest devices, of the cloud's waiting; then devices compute, wait and the rest.
+ROUNDS = [
+    (2, (1.0, 0.6, 0.7), (0.6, 0.1, 0.2)),
+    (2, (1.0, 0.9, 0.7), (0.7, 0.0, 0.2)),  # devices compute while the cloud does something else
+    (1, (1.0, 0.6, 0.0), (0.6, 0.0, 0.3)),
+    (1, (1.0, 0.95, 0.0), (0.9, 0.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("ranks", "seconds", "parts"), ROUNDS)
+def test_a_bar_of_the_time_split_is_as_long_as_the_round(
+    ranks: int, seconds: tuple[float, ...], parts: tuple[float, ...]
+) -> None:
+    run = make_run(rounds=4, ranks=ranks)
+    own = {**dict(zip(("round", "compute", "wait"), seconds, strict=True)), "cloud": 0.1, "encode": 0.0, "apply": 0.0}
+    for name, value in own.items():
+        run.rounds[f"{name}_s"][1:] = value
+    found = dict(zip(bars.PARTS, bars._parts(*arms.group([run])), strict=True))
+    assert [found[name] for name in ("devices compute", "wait", "decode, send, account")] == pytest.approx(list(parts))
+    (axes,) = bars.time_split(arms.group([run]), looks.LIGHT).figure.axes
+    assert max(patch.get_x() + patch.get_width() for patch in axes.patches) == pytest.approx(1.0)
 
 
 def test_arms_look_different_and_a_method_keeps_its_colour(runs: list[records.Run]) -> None:
@@ -255,18 +367,39 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     assert "prefers-color-scheme: dark" in content
     assert "Example CPU & Co <v3>" in page.text
     assert "0123456789ab" in page.text
+    names = [name for _, attributes in page.tags if (name := attributes.get("id"))]
+    assert names[:3] == ["accuracy_rounds", "pareto", "comparison-target-0-8-on-dev"]
+    assert (
+        "12 runs of 6 arms over 2 seeds: embedded (335 k trainable parameters), 8 devices (4 a round), partition iid, "
+        "batch 16, 1 rank, 2026-01-02, commit 012345678. Careful: only 2 seeds per arm"
+    ) in page.text
+
+
+def test_the_first_words_tell_what_all_runs_share_and_where_seeds_are_few() -> None:
+    runs = [make_run(m, rounds=4, seed=seed, ranks=1 + seed) for m in ("fedmezo", "fedavg") for seed in (0, 1, 2)]
+    for run in runs:
+        run.config["federation"] |= {"partition": "dirichlet", "sampled": None}
+        run.config["run"]["ranks"] = 1
+    runs[0].provenance["commit"] = {"hash": "f" * 40, "dirty": True}
+    runs[0].provenance["ended"] = "2026-01-01T00:00:00Z"
+    told = "8 devices, Dirichlet 0.5, batch 16, 2026-01-01 to 2026-01-02, 2 commits."
+    assert about.lead(arms.group(runs), []).endswith(told)
+    assert about.lead(arms.group(runs[:4]), ["x"]).endswith(
+        "Careful: only 1 seed for some arms, so differences may be chance. Left out: x"
+    )
+    runs[0].provenance.clear()
+    assert "model embedded, 8 devices" in about.lead(arms.group(runs[:1]), [])
 
 
 def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[records.Run]) -> None:
     text = (report / "report.md").read_text()
     pictures = re.findall(r"\]\(([\w.]+)\)", text)
     assert pictures == [
-        *("accuracy_rounds.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
-        *("accuracy_time.png", "pareto.png", "memory.png", "memory_rounds.png", "time_split.png"),
-        "timeline.png",
+        *("accuracy_rounds.png", "pareto.png", "accuracy_flops.png", "accuracy_uplink.png", "accuracy_downlink.png"),
+        *("accuracy_time.png", "memory.png", "memory_rounds.png", "time_split.png", "timeline.png"),
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
-    assert "| commit | 0123456789ab |" in text
+    assert "| commit.hash | 0123456789abcdef |" in text
     lines = list(csv.DictReader((report / "rounds.csv").open()))
     assert len(lines) == len(runs) * 41
     assert {line["rounds_done"] for line in lines} == {str(i) for i in range(41)}

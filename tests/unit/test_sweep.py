@@ -352,6 +352,8 @@ def test_one_lane_runs_all_lines_though_one_diverges_and_one_kills_its_worker(
     assert "not a finite number" in counted["runs"][1]["reason"]
     assert [line.number for line in sweep.to_run(swept)] == [2]
     assert [line.number for line in sweep.to_run(swept, retry=True)] == [1, 2]
+    before = [reader.read(swept.run_file(swept.lines[i])).provenance["runs_before"] for i in (0, 3, 4)]
+    assert before == [0, 0, 1], "a new worker follows the one that was killed"
     done = reader.read(swept.run_file(swept.lines[4])).summary
     assert done.trajectory_sha256 == fresh_run(tmp_path, swept.lines[4])
     assert "dev accuracy" in swept.log(swept.lines[4]).read_text()
