@@ -80,9 +80,9 @@ _MARKERS = "osD^vPX<>ph"
 
 
 def looks(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Return the look of each label, no two alike: a method keeps its colour in every report, its variants differ by dash and marker.
+    """Return the look of each label, no two alike: a method keeps its colour in every report.
 
-    Arms of one method alone get a colour each.
+    Its variants differ by dash and marker; arms of one method alone get a colour each.
     """
     methods = list(dict.fromkeys(arm.method for arm in arms))
     colours = _colours(methods)

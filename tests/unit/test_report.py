@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 from rich.console import Console
 from synthetic_runs import make_codec, make_run
 
+from fedbench.__main__ import main
 from fedbench.base import records
-from fedbench.base.errors import ResultError
+from fedbench.base.errors import EXIT_OK, ResultError
 from fedbench.report import arms, bars, build, canvas, compare, looks, over_rounds, plot, summary, table, units
 from fedbench.results import folder, writer
 
@@ -115,6 +117,19 @@ def test_the_table_is_exact() -> None:
     console.print(table.demo_table([never, guided]))
     text = console.export_text()
     assert all(word in text for word in ("cooperllm", "> 40", "16.4 G", "target 0.8"))
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "narrow terminal"])
+def test_the_table_on_stderr_loses_no_column(
+    report: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["report", str(report.parent / "runs"), "--out", str(report.parent / "again")]) == EXIT_OK
+    told = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    (line,) = [line for line in told.splitlines() if line.lstrip().startswith("fedavg")]
+    assert [word in line for word in ("± ", "1.28 MB", "31 MB", " ms", "24.8 G")] == [True] * 5
+    assert "FLOPs" in told
 
 
 REACHED = [
