@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 #: Columns of a table where its stream is no terminal.
 WIDTH = 132
 
 
-def show(table: Table, stream: TextIO) -> None:
+def show(table: RenderableType, stream: TextIO) -> None:
     """Print a table; a terminal that is too narrow for it wraps its lines."""
     Console(file=stream, width=None if stream.isatty() else WIDTH).print(table, crop=False)

@@ -22,7 +22,7 @@ _ROW_IN, _MOST_ROWS = 0.22, 24
 
 def memory(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
     """Return the highest memory of a rank with devices above its imports in each round, a line per arm; or None."""
-    lines = {arm.label: peaks for arm in arms if (peaks := _peaks(arm)) is not None}
+    lines = {arm.label: found for arm in arms if (found := _peaks(arm)) is not None}
     if not lines:
         return None
     title = "Memory over the rounds"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.markers import MarkerStyle
 from matplotlib.transforms import Affine2D
 
@@ -158,7 +159,7 @@ def _key(look: Look) -> str:
     style = MarkerStyle(look.marker)
     place = style.get_transform() + Affine2D().scale(9, -9).translate(24, 8)
     (outline,) = style.get_path().transformed(place).to_polygons()
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(outline).tolist())
     dash = " ".join(f"{2 * length:g}" for length in look.dash[1])
     return (
         f'<svg class="key" viewBox="0 0 48 16" style="color:var(--arm{look.colour})" aria-hidden="true">'
