@@ -47,14 +47,13 @@ def process_show(args: argparse.Namespace) -> int:
 
 def process_report(args: argparse.Namespace) -> int:
     """`fedbench report`."""
-    from rich.console import Console
-
+    from fedbench.base import terminal
     from fedbench.report import build
     from fedbench.report.table import demo_table
     from fedbench.results import folder
 
     written = build.build(args.paths, args.out, args.baseline)
-    Console(stderr=True).print(demo_table(folder.load(args.paths)[0]))
+    terminal.show(demo_table(folder.load(args.paths)[0]), sys.stderr)
     for path in written:
         print(path)
     return EXIT_OK

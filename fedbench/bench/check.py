@@ -7,16 +7,19 @@ looks at that world, and rank 0 speaks.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TextIO
 
 from fedbench.base import provenance
-from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, FedbenchError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, ConfigError, FedbenchError
 from fedbench.bench import fit, fit_disk, fit_host, fit_slurm, fit_world, ranks
 from fedbench.bench.fit import Row
 from fedbench.bench.harness import Options
@@ -24,8 +27,12 @@ from fedbench.run import launch, supervise
 
 _RANKS = 2
 
-#: What to do where there is no world: started by itself, and by a launcher.
+#: What to do where there is no world: without a launcher of its own, with one, and under the user's.
 _ALONE = "pip install 'fedbench[mpi]', or start it by the site's own: mpirun -n 2 fedbench check"
+_BROKEN = (
+    "the launcher is there, but its ranks became no world: see MPI's own message, and check OMPI_MCA_* and the like in the "
+    "environment, and the network's provider"
+)
 _STARTED = (
     "use the launcher of the MPI library that mpi4py was built for; in Slurm srun --mpi=pmix for Open MPI, --mpi=pmi2 for "
     "MPICH, or mpirun inside the allocation"
@@ -56,18 +63,41 @@ def run(args: argparse.Namespace) -> int:
 def _world(asked: int, threads: int) -> tuple[dict[str, Any] | None, list[Row]]:
     """Return what the ranks found and its rows; nothing and one failing row where they are no world."""
     if asked == 1:
-        return None, [Row("world", "1 rank: not looked at", "2 ranks or more", "warn", "name more by -n")]
-    options = Options(ranks=asked, threads=threads)
+        return None, [Row("world", "1 rank: not looked at", "2 ranks or more", "warn", "start 2 or more: -n 2")]
+    needed, launched, heard = f"{asked} rank(s) that find each other", launch.launched_size(), _Heard(sys.stderr)
     try:
-        if launch.launched_size() is None:
+        if launched is None:
             supervise.mpirun()
-        with _ended_after(_DEADLINE_S):
-            found = ranks.measured("fit_world", options)
+    except ConfigError as error:
+        return None, [Row("world", str(error), needed, "fail", _ALONE)]
+    try:
+        with _ended_after(_DEADLINE_S), redirect_stderr(heard):
+            found = ranks.measured("fit_world", Options(ranks=asked, threads=threads))
     except FedbenchError as error:
-        needed = f"{asked} rank(s) that find each other"
-        advice = _STARTED if launch.launched_size() is not None else _ALONE
-        return None, [Row("world", str(error), needed, "fail", advice)]
+        said = " ".join(filter(None, (str(error), heard.cause())))
+        return None, [Row("world", said, needed, "fail", _BROKEN if launched is None else _STARTED)]
     return found, [] if found is None else fit_world.rows(found, asked, threads)
+
+
+class _Heard(io.TextIOBase):
+    """Passes on what is written to a stream, and knows the first line of it that says something."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._text = ""
+
+    def write(self, text: str) -> int:
+        """Pass text on."""
+        self._text += text
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush what was passed on."""
+        self._stream.flush()
+
+    def cause(self) -> str:
+        """Return the first line with words in it, or nothing."""
+        return next((line.strip() for line in self._text.splitlines() if re.search(r"\w{3}", line)), "")
 
 
 @contextmanager
@@ -103,7 +133,8 @@ def _show(rows: Sequence[Row]) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(row.check, escape(row.value), escape(row.needed), f"[{colours[row.verdict]}]{row.verdict}[/]")
-    console = Console(highlight=False)
+    # A launcher may give its ranks a terminal though it writes to a file itself.
+    console = Console(highlight=False, color_system=None if launch.launched_size() else "auto")
     console.print(table)
     for row in rows:
         if row.advice:

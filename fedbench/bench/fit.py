@@ -27,6 +27,12 @@ def judged(check: str, value: str, needed: str, *, fail: str = "", warn: str = "
     return Row(check, value, needed, verdict, fail or warn)
 
 
+def span(values: Sequence[int]) -> str:
+    """Return the smallest and the largest of numbers as one reads them."""
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def is_fit(rows: Sequence[Row]) -> bool:
     """Return whether no row failed."""
     return all(row.verdict != "fail" for row in rows)

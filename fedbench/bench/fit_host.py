@@ -12,6 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from fedbench.bench.fit import Row, judged
+from fedbench.data import load
 from fedbench.report.units import quantity
 
 _FINE_S = 1e-6
@@ -31,7 +32,23 @@ _SHOWN = 4
 
 def rows(ranks: int, threads: int) -> list[Row]:
     """Return what is found on this host for so many ranks with so many threads on it."""
-    return [_clock(), _synchronised(), _cores(ranks, threads), _memory(ranks), _shared(), _gpus(ranks), _versions()]
+    here = [_clock(), _synchronised(), _cores(ranks, threads), _memory(ranks), _shared(), _gpus(ranks), _versions()]
+    return [*here, _data()]
+
+
+def _data() -> Row:
+    """Look at the folder of named data sets, where one is named."""
+    named, root = bool(os.environ.get(load.DATA_VARIABLE)), load.data_root()
+    return judged(
+        "data sets",
+        f"{load.DATA_VARIABLE} = {root}{'' if root.is_dir() else ', which is no folder'}"
+        if named
+        else "no folder named",
+        f"a folder, where {load.DATA_VARIABLE} names one",
+        warn=f"data sets of a name are not found: set {load.DATA_VARIABLE} to their folder"
+        if named and not root.is_dir()
+        else "",
+    )
 
 
 def _clock() -> Row:

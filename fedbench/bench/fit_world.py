@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedbench.base.errors import WireError
-from fedbench.bench.fit import Row, judged
+from fedbench.bench.fit import Row, judged, span
 from fedbench.bench.harness import Options
 from fedbench.comm.base import Transport
 from fedbench.comm.mpi import MpiTransport
@@ -87,7 +87,7 @@ def _bound(found: dict[str, Any], threads: int) -> Row:
     few = fewest < threads
     return judged(
         "cores of a rank",
-        f"{fewest} to {max(found['cores_of_ranks'])}",
+        span(found["cores_of_ranks"]),
         f"{threads} at least, its threads",
         warn="ranks are bound to fewer cores than they have threads: mpirun --bind-to none" if few else "",
     )
@@ -125,7 +125,7 @@ def _per_rank(found: dict[str, Any]) -> list[Row]:
         return []
     blind = [rank for rank, count in enumerate(seen) if rank > 0 and not count]
     advice = f"ranks {', '.join(map(str, blind))} see no GPU: ask for one on each node (--gpus-per-node)"
-    value = f"{min(seen)} to {max(seen)} seen by a rank"
+    value = f"{span(seen)} seen by a rank"
     return [judged("GPU of a rank", value, "one at least, or none anywhere", warn=advice if blind else "")]
 
 

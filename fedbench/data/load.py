@@ -29,13 +29,18 @@ def data_root() -> Path:
 
 
 def find_folder(name: str) -> Path | None:
-    """Return the folder that `name` means, a path before a name under FEDBENCH_DATA, or None."""
+    """Return the folder that `name` means, a path before a name under FEDBENCH_DATA, or None.
+
+    A folder here that has no train file, such as one of results, hides no data set of its name.
+    """
     if not name.strip():
         raise DataError("data: an empty name; allowed are a folder, a name under FEDBENCH_DATA and a hub id.")
-    for folder in (Path(name).expanduser(), data_root() / name):
-        if folder.is_dir():
-            return folder
-    return None
+    folders = [folder for folder in _places(name) if folder.is_dir()]
+    return next((folder for folder in folders if _file_of(folder, "train")), folders[0] if folders else None)
+
+
+def _places(name: str) -> tuple[Path, ...]:
+    return Path(name).expanduser(), data_root() / name
 
 
 def read(name: str, *, text_columns: tuple[str, ...], label_column: str) -> RawSplits:
@@ -54,9 +59,13 @@ def _read_folder(name: str, folder: Path, text_columns: tuple[str, ...], label_c
     provenance = {"name": name}
     splits = {}
     for split in ("train", "test", "dev"):
-        path = _split_file(folder, split)
+        path = _file_of(folder, split)
         if path is None:
-            continue
+            if split == "dev":
+                continue
+            found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            others = "".join(f" Nor is it in {place}." for place in _places(name) if place != folder)
+            raise DataError(f"{folder}: no {split}.jsonl.gz and no {split}.jsonl; found: {found}.{others}")
         splits[split], provenance[f"{split}.sha256"] = jsonl.read_file(path, text_columns, label_column)
     meta = folder / "meta.json"
     label_names = _meta_names(meta) if meta.exists() else None
@@ -64,14 +73,8 @@ def _read_folder(name: str, folder: Path, text_columns: tuple[str, ...], label_c
     return assemble(name, splits, label_names, names_from, provenance)
 
 
-def _split_file(folder: Path, split: str) -> Path | None:
-    for path in (folder / f"{split}.jsonl.gz", folder / f"{split}.jsonl"):
-        if path.is_file():
-            return path
-    if split == "dev":
-        return None
-    found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-    raise DataError(f"{folder}: no {split}.jsonl.gz and no {split}.jsonl; found: {found}.")
+def _file_of(folder: Path, split: str) -> Path | None:
+    return next((p for p in (folder / f"{split}.jsonl.gz", folder / f"{split}.jsonl") if p.is_file()), None)
 
 
 def _meta_names(meta: Path) -> tuple[str, ...] | None:

@@ -37,7 +37,7 @@ _FIRST = ("accuracy_rounds", "pareto")
 
 
 def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list[Path]:
-    """Write report.md, table.csv, rounds.csv, the figures as PNG and index.html into `out`; return their paths.
+    """Write report.md, table.csv, rounds.csv, the figures as PNG and SVG, and index.html into `out`; return their paths.
 
     `baseline` is the label or method of the arm that all others are paired with (unset: the plainest there is).
 
@@ -53,7 +53,11 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     arms = group(runs)
     against = paired.baseline_of(arms, baseline)
     drawings = {theme.name: _drawings(arms, theme) for theme in (LIGHT, DARK)}
-    files: dict[str, bytes] = {f"{d.name}.png": canvas.png(d.figure) for d in drawings["light"]}
+    vectors = {name: {d.name: canvas.svg(d.figure) for d in own} for name, own in drawings.items()}
+    files: dict[str, bytes] = {}
+    for drawing in drawings["light"]:
+        files[f"{drawing.name}.png"] = canvas.png(drawing.figure)
+        files[f"{drawing.name}.svg"] = vectors["light"][drawing.name]
     tables = [table.demo_grid(arms)]
     tables += [grid for arm in compare.references(arms) if (grid := compare.compare_grid(arm, arms)).rows]
     if against is not None and (grid := paired.paired_grid(against, arms)).rows:
@@ -67,10 +71,8 @@ def build(paths: Sequence[Path], out: Path, baseline: str | None = None) -> list
     first = sum(drawing.name in _FIRST for drawing in drawings["light"])
     files["report.md"] = _markdown(lead, tables, drawings["light"], behind, first).encode()
     pictures = [
-        page.Picture(
-            light.name, light.title, canvas.svg(light.figure), canvas.svg(dark.figure), light.caption, light.alt
-        )
-        for light, dark in zip(drawings["light"], drawings["dark"], strict=True)
+        page.Picture(d.name, d.title, vectors["light"][d.name], vectors["dark"][d.name], d.caption, d.alt)
+        for d in drawings["light"]
     ]
     sections = [page.Section(grid) for grid in tables]
     footer = [page.Section(grid, text=True, folded=i in (1, 3)) for i, grid in enumerate(behind)]

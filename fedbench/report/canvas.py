@@ -11,16 +11,19 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from fedbench.report.looks import Theme
+from fedbench.report.looks import Look, Theme
 
 _WIDTH_IN = 10.0
 _DPI = 150
 _LEGEND_CHARACTERS = 135
 _LEGEND_ROW_IN = 0.2
+_MOST_MARKERS = 9
 
 
 class Drawing(NamedTuple):
@@ -45,6 +48,14 @@ def canvas(theme: Theme, title: str, height_in: float, columns: int = 1) -> tupl
         axes.tick_params(colors=theme.muted, length=0, labelsize=9)
         axes.set_axisbelow(True)
     return figure, list(grid[0])
+
+
+def line(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, theme: Theme) -> Line2D:
+    """Draw an arm's line, with markers at points of its own: evenly over them, the first and the last among them."""
+    at = np.unique(np.linspace(0, len(x) - 1, min(len(x), _MOST_MARKERS)).round().astype(int)).tolist()
+    marker: dict[str, Any] = {"marker": look.marker, "markersize": 7, "markeredgecolor": theme.surface, "markevery": at}
+    (drawn,) = axes.plot(x, y, color=theme.arms[look.colour], linestyle=look.dash, linewidth=1.9, **marker)
+    return drawn
 
 
 def marks(axes: Axes, unit: str, *, log: bool = False, whole: bool = False) -> None:

@@ -1,7 +1,13 @@
-"""How arms look, the same in every figure and on the page: colours for light and dark, dashes, markers."""
+"""How arms look, the same in every figure and on the page: colours for light and dark, dashes, markers.
+
+The colours of the methods that the demo compares stay apart for colour-blind readers, in lightness where not in hue; a
+method has a dash and a marker of its own besides.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,7 +49,7 @@ LIGHT = Theme(
     "#1b2230",
     "#5a6474",
     "#e3e7ee",
-    ("#1667d9", "#0b8a66", "#d3590b", "#7d4cc7", "#c4285f", "#0a8ba0", "#8f6d00", "#5d6675", "#a0522d", "#3f7d1f"),
+    ("#1238b8", "#6a1b5c", "#8a1a08", "#c98210", "#3f9e74", "#0070a3", "#856600", "#a27fd2", "#b0405a", "#7a9952"),
     ("#3c6fb4", "#8bb8e8", "#e0a030", "#c95d4a", "#6f9e5b", "#c9cfd9"),
     ("#3c6fb4", "#8bb8e8", "#e0a030", "#8e5fc0", "#b9a98a", "#6f9e5b", "#aab2bf", "#f4ddd8"),
     ("#1f9a8f", "#d3590b", "#7d4cc7"),
@@ -56,7 +62,7 @@ DARK = Theme(
     "#e9edf4",
     "#a2adbd",
     "#2a313d",
-    ("#5ea6ff", "#3ecfa0", "#ff9857", "#b795ff", "#ff7fa6", "#4fd3e6", "#e2bd4b", "#aab4c3", "#dda27c", "#93d36b"),
+    ("#adc2ff", "#cc478f", "#eb2947", "#ffb833", "#66ffc2", "#00a3b8", "#a38f00", "#8f5ce0", "#ff8f9a", "#d6eb85"),
     ("#5b8fd6", "#a8cdf4", "#f0b850", "#e38372", "#8fc27a", "#525c6b"),
     ("#5b8fd6", "#a8cdf4", "#f0b850", "#b08ae0", "#8f8468", "#8fc27a", "#525c6b", "#45292a"),
     ("#3cc4b6", "#ff9857", "#b795ff"),
@@ -67,27 +73,32 @@ _DASHES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, (4, 1.8)),
     (0, (1.2, 1.4)),
     (0, (6, 1.6, 1.2, 1.6)),
+    (0, (8, 2.4)),
+    (0, (3, 1.4, 1.2, 1.4, 1.2, 1.4)),
 )
-_MARKERS = "osD^vPX<>p"
+_MARKERS = "osD^vPX<>ph"
 
 
 def looks(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Return the look of each label: a method keeps its colour in every report, its variants differ by dashes.
+    """Return the look of each label, no two alike: a method keeps its colour in every report.
 
-    Arms of one method alone get a colour each.
+    Its variants differ by dash and marker; arms of one method alone get a colour each.
     """
     methods = list(dict.fromkeys(arm.method for arm in arms))
     colours = _colours(methods)
-    seen: dict[str, int] = {}
-    chosen = {}
+    chosen: dict[str, Look] = {}
     for i, arm in enumerate(arms):
-        variant = seen.setdefault(arm.method, 0)
-        seen[arm.method] += 1
-        alone = len(methods) == 1
-        colour = i % len(LIGHT.arms) if alone else colours[arm.method]
-        dash = _DASHES[(i // len(LIGHT.arms) if alone else variant) % len(_DASHES)]
-        chosen[arm.label] = Look(colour, dash, _MARKERS[i % len(_MARKERS)])
+        place, colour = (i, i % len(LIGHT.arms)) if len(methods) == 1 else (_place(arm.method), colours[arm.method])
+        own = [Look(colour, dash, marker) for dash, marker in _turns(place)]
+        chosen[arm.label] = next((look for look in own if look not in chosen.values()), own[0])
     return chosen
+
+
+def _turns(place: int) -> list[tuple[tuple[float, tuple[float, ...]], str]]:
+    """Return all pairs of dash and marker from those of a place on; both change from one to the next."""
+    pairs = zip(itertools.cycle(_DASHES), itertools.cycle(_MARKERS), strict=False)
+    number = math.lcm(len(_DASHES), len(_MARKERS))
+    return list(itertools.islice(pairs, place, place + number))
 
 
 def _colours(methods: Sequence[str]) -> dict[str, int]:
@@ -95,7 +106,10 @@ def _colours(methods: Sequence[str]) -> dict[str, int]:
     size = len(LIGHT.arms)
     taken: dict[str, int] = {}
     for method in methods:
-        place = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
-        order = [(place + k) % size for k in range(size)]
+        order = [(_place(method) + k) % size for k in range(size)]
         taken[method] = next((c for c in order if c not in taken.values()), order[0])
     return taken
+
+
+def _place(method: str) -> int:
+    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)

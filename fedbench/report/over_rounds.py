@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from fedbench.base.records import Run
 from fedbench.report import units
 from fedbench.report.arms import Arm
-from fedbench.report.canvas import Drawing, canvas, legend, marks, rules
+from fedbench.report.canvas import Drawing, canvas, legend, line, marks, rules
 from fedbench.report.looks import Theme, looks
 from fedbench.report.parts import fresh, hosts
 
@@ -20,18 +21,15 @@ _ROW_IN, _MOST_ROWS = 0.22, 24
 
 
 def memory(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
-    """Return the highest memory of a rank with devices in each round, one line per arm, mean over seeds; or None."""
-    lines = {arm.label: line for arm in arms if (line := _peaks(arm)) is not None}
+    """Return the highest memory of a rank with devices above its imports in each round, a line per arm; or None."""
+    lines = {arm.label: found for arm in arms if (found := _peaks(arm)) is not None}
     if not lines:
         return None
     title = "Memory over the rounds"
     figure, (axes,) = canvas(theme, title, 3.9)
     chosen = looks(arms)
     for label, (rounds, peaks) in lines.items():
-        look = chosen[label]
-        style: dict[str, Any] = {"color": theme.arms[look.colour], "linestyle": look.dash, "linewidth": 1.9}
-        marker: dict[str, Any] = {"marker": look.marker, "markersize": 5, "markeredgecolor": theme.surface}
-        axes.plot(rounds, peaks, label=label, markevery=(0.0, 0.12) if len(rounds) > 1 else 1, **style, **marker)
+        line(axes, rounds, peaks, chosen[label], theme).set_label(label)
     axes.set_xlabel("rounds", color=theme.muted)
     axes.set_ylim(bottom=0, top=1.08 * max(float(peaks.max()) for _, peaks in lines.values()))
     axes.yaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
@@ -40,8 +38,8 @@ def memory(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
     marks(axes, "", whole=True)
     legend(figure, list(lines), theme, lines=True)
     caption = (
-        "Highest resident memory (VmHWM) of any rank with devices in each round, runtime and imports included, mean over "
-        "seeds. A run in one process holds the cloud as well."
+        "Highest resident memory (VmHWM) of any rank with devices in each round above that right after its imports, mean "
+        "over seeds. A run in one process holds the cloud as well."
     )
     ends = "; ".join(f"{label} {units.quantity(float(peaks[-1]), 'B')}" for label, (_, peaks) in lines.items())
     return Drawing(
@@ -68,26 +66,46 @@ def bits(arms: Sequence[Arm], theme: Theme) -> Drawing | None:
     bar.set_label("bits of an entry", color=theme.muted)
     bar.ax.tick_params(colors=theme.muted, length=0, labelsize=9)
     bar.outline.set_visible(False)
+    steady = _write_steady(axes, table, rounds, shown["vmax"], theme)
     mean = float(np.nanmean(table))
     caption = f"Bits of an entry as the plan of {run.summary.run_id} travelled, mean over the units of a row."
+    if steady:
+        caption += " A number stands in a row that has it in every round."
     alt = f"Heat map of bits by layer and round: {len(names)} rows, {len(rounds)} rounds, {mean:.3g} bits on average."
     return Drawing(figure, "bits", title, caption, alt)
 
 
+def _write_steady(axes: Axes, table: np.ndarray, rounds: Sequence[int], most: float, theme: Theme) -> bool:
+    """Write the bits of every row that keeps them over all rounds into its middle; return whether there is any."""
+    middle, steady = (rounds[0] + rounds[-1]) / 2, np.ptp(table, axis=1) == 0
+    for row in np.flatnonzero(steady).tolist():
+        bits = float(table[row, 0])
+        colour = theme.surface if bits > most / 2 else theme.ink
+        axes.annotate(f"{bits:.3g}", (middle, row), ha="center", va="center", fontsize=8, color=colour)
+    return bool(steady.any())
+
+
 def _peaks(arm: Arm) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rounds done and the mean peak over seeds, at the rows that all seeds have; None where a run has none."""
+    """Return rounds done and the mean peak over seeds, at the rows that all seeds have; None where a run does not tell."""
     tables = []
     for run in arm.runs:
-        table = run.memory_rounds
-        if not table or not fresh(run):
+        table, start = run.memory_rounds, _at_import(run)
+        if not fresh(run) or not table or not start.keys() >= set(hosts(run)):
             return None
         own = np.isin(table["rank"], hosts(run))
-        rounds = np.unique(table["round"][own])
-        tables.append({int(r): int(table["peak_bytes"][own & (table["round"] == r)].max()) for r in rounds})
+        above = table["peak_bytes"][own] - np.array([start[rank] for rank in table["rank"][own].tolist()], np.int64)
+        number = table["round"][own]
+        tables.append({int(r): int(above[number == r].max()) for r in np.unique(number)})
     common = sorted(set.intersection(*(set(table) for table in tables)))
     if not common:
         return None
     return np.array(common) + 1, np.array([[table[r] for r in common] for table in tables], np.float64).mean(axis=0)
+
+
+def _at_import(run: Run) -> dict[int, int]:
+    """Return the memory of each rank right after its imports."""
+    start = run.memory["peak_bytes"] - run.memory["above_import_bytes"]
+    return dict(zip(run.memory["rank"].tolist(), start.tolist(), strict=True))
 
 
 def _grid(run: Run) -> tuple[list[int], list[str], np.ndarray]:

@@ -11,6 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Affine2D
+
 from fedbench.report.arms import Arm
 from fedbench.report.highlights import Highlight
 from fedbench.report.looks import DARK, LIGHT, Look, Theme, looks
@@ -20,7 +24,7 @@ _STYLE = """
 :root { color-scheme: light dark; %(light)s }
 @media (prefers-color-scheme: dark) { :root { %(dark)s } }
 * { box-sizing: border-box; }
-html { scroll-behavior: smooth; scroll-padding-top: 4rem; }
+html { scroll-behavior: smooth; scroll-padding-top: 6.2rem; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 header { border-bottom: 1px solid var(--rule); background: var(--surface); }
@@ -35,29 +39,45 @@ p { margin: .4rem 0; } .lead, .note, figcaption { color: var(--muted); } .lead {
 .best dt { color: var(--muted); font-size: .8rem; } .best dd { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }
 .best dd.value { font-size: 1.55rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
-nav { position: sticky; top: 0; z-index: 1; background: var(--surface); border-bottom: 1px solid var(--rule);
-  overflow-x: auto; white-space: nowrap; font-size: .85rem; }
-nav > div { display: flex; gap: 1.4rem; padding-top: .65rem; padding-bottom: .65rem; }
-nav a { color: var(--muted); text-decoration: none; } nav a:hover, nav a:focus { color: var(--ink); }
+nav { position: sticky; top: 0; z-index: 2; background: var(--surface); border-bottom: 1px solid var(--rule);
+  font-size: .85rem; }
+nav > div { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; padding-top: .55rem; padding-bottom: .55rem; }
+nav a { color: var(--muted); text-decoration: none; white-space: nowrap; } nav a:hover, nav a:focus { color: var(--ink); }
 main { padding-top: .6rem; padding-bottom: 4rem; }
 section, figure, details { background: var(--surface); border: 1px solid var(--rule); border-radius: .8rem;
   padding: 1.3rem 1.4rem; margin: 1.2rem 0; }
+.scroll, nav > div { --shade: color-mix(in srgb, var(--ink) 18%%, transparent); --plain: var(--surface);
+  background: linear-gradient(to right, var(--plain) 40%%, transparent) left / 2.5rem 100%% no-repeat local,
+    linear-gradient(to left, var(--plain) 40%%, transparent) right / 2.5rem 100%% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / .7rem 100%% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / .7rem 100%% no-repeat scroll; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%%; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--rule); }
 th, td { padding: .5rem .6rem; text-align: right; min-width: 4.6rem; }
 td:last-child, th:last-child { padding-right: .2rem; }
 th:first-child, td:first-child, .text th, .text td { text-align: left; padding-left: .2rem; }
 td { border-bottom: 1px solid var(--rule); white-space: nowrap; } tr:last-child td { border-bottom: 0; }
-tbody tr:hover td { background: var(--page); }
+tbody tr:hover > td:nth-child(n) { background: var(--page); }
 td:first-child { font-weight: 600; white-space: normal; min-width: 10.5rem; }
+:not(.text) > * > tr > :first-child { position: sticky; left: 0; background: var(--surface); }
 .text td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .facts td:first-child { font-weight: 400; color: var(--muted); width: 16rem; }
-.key { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%%; margin-right: .5rem;
-  border: .17rem solid; background: currentColor; } .key.hollow { background: none; }
-figure img { display: block; width: 100%%; min-width: 44rem; height: auto; }
+.key { width: 2.4rem; height: .8rem; margin-right: .5rem; vertical-align: -.1rem; }
+.key path { fill: none; stroke: currentColor; stroke-width: 2; }
+.key polygon { fill: currentColor; stroke: var(--surface); }
+figure img { display: block; width: 100%%; height: auto; }
 figcaption { margin: .6rem .3rem 0; }
 summary { cursor: pointer; font-weight: 600; } details[open] summary { margin-bottom: .8rem; }
+@media (max-width: 46rem) {
+  html { scroll-padding-top: 3rem; }
+  header > div, main, nav > div { padding-left: .8rem; padding-right: .8rem; }
+  section, figure, details { padding: 1rem .8rem; border-radius: .6rem; } figure { padding: .5rem; }
+  nav > div { flex-wrap: nowrap; overflow-x: auto; }
+  table { font-size: .78rem; } th, td { padding: .4rem .35rem; min-width: 3.9rem; }
+  td:first-child { min-width: 7.9rem; width: 7.9rem; overflow-wrap: anywhere; }
+  td > .key { display: block; } .best { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; }
+}
 @media print { nav { display: none; } section, figure { break-inside: avoid; } }
 """
 
@@ -139,8 +159,16 @@ def _variables(theme: Theme) -> str:
 
 
 def _key(look: Look) -> str:
-    kind = "key hollow" if look.dash[1] else "key"
-    return f'<span class="{kind}" style="color:var(--arm{look.colour})"></span>'
+    """Return a piece of the arm's line with its marker, as figures have them."""
+    style = MarkerStyle(look.marker)
+    place = style.get_transform() + Affine2D().scale(9, -9).translate(24, 8)
+    (outline,) = style.get_path().transformed(place).to_polygons()
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(outline).tolist())
+    dash = " ".join(f"{2 * length:g}" for length in look.dash[1])
+    return (
+        f'<svg class="key" viewBox="0 0 48 16" style="color:var(--arm{look.colour})" aria-hidden="true">'
+        f'<path d="M0 8H48" stroke-dasharray="{dash or "none"}"/><polygon points="{points}"/></svg>'
+    )
 
 
 def _section(section: Section, keys: dict[str, str]) -> str:

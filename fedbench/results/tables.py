@@ -18,7 +18,7 @@ from fedbench.base import fsio
 from fedbench.base.config import flatten
 from fedbench.base.errors import ConfigError, ResultError
 from fedbench.base.records import Column, Run
-from fedbench.results import folder, schema
+from fedbench.results import arms, folder, schema
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,8 @@ class Tables:
     """Tables over finished runs; `records` are the runs themselves, with config and provenance as trees.
 
     Every table has the columns run_id, method and seed, so that tables join on run_id. Missing values are NaN.
-    `attrs["units"]` of a table maps its columns to units. A table is made when it is first asked for.
+    `attrs["units"]` of a table maps its columns to units. A table is made when it is first asked for and may be changed:
+    `save` writes what the runs hold.
     """
 
     def __init__(self, records: tuple[Run, ...], skipped: tuple[str, ...] = ()) -> None:
@@ -59,18 +60,8 @@ class Tables:
 
     @functools.cached_property
     def runs(self) -> pd.DataFrame:
-        """One row per run: the figures of `fedbench show --json`, then the resolved job as `config.<key>`."""
-        rows = []
-        for run in self.records:
-            configured = {f"config.{key}": _plain(value) for key, value in flatten(run.config).items()}
-            rows.append({**run.summary.model_dump(), **configured})
-        frame = _pandas().DataFrame(rows)
-        for name in frame:
-            if name in schema.SUMMARY and schema.SUMMARY[name].unit:  # null is NaN here as it is in the file
-                frame[name] = frame[name].astype("float64" if frame[name].dtype == object else frame[name].dtype)
-            elif len({_kind(value) for value in frame[name].dropna()}) > 1:  # one column, one type
-                frame[name] = frame[name].map(str, na_action="ignore")
-        return _with_units(frame, {name: figure.unit for name, figure in schema.SUMMARY.items()})
+        """One row per run: the figures of `fedbench show --json`, its `arm`, the resolved job as `config.<key>`."""
+        return self._runs()
 
     @property
     def rounds(self) -> pd.DataFrame:
@@ -98,11 +89,24 @@ class Tables:
             _needed("pyarrow")
         paths = []
         for name in SAVED:
-            frame: pd.DataFrame = self.runs if name == "runs" else self.table(name)
+            frame = self._runs() if name == "runs" else self._table(name)
             paths.append(Path(out) / f"{name}.{form}")
             write = frame.to_csv if form == "csv" else frame.to_parquet
             fsio.replace_whole(paths[-1], functools.partial(write, index=False))
         return paths
+
+    def _runs(self) -> pd.DataFrame:
+        named, rows = arms.names(self.records), []
+        for run in self.records:
+            configured = {f"config.{key}": _plain(value) for key, value in flatten(run.config).items()}
+            rows.append({**run.summary.model_dump(), "arm": named[run.summary.run_id], **configured})
+        frame = _pandas().DataFrame(rows)
+        for name in frame:
+            if name in schema.SUMMARY and schema.SUMMARY[name].unit:  # null is NaN here as it is in the file
+                frame[name] = frame[name].astype("float64" if frame[name].dtype == object else frame[name].dtype)
+            elif len({_kind(value) for value in frame[name].dropna()}) > 1:  # one column, one type
+                frame[name] = frame[name].map(str, na_action="ignore")
+        return _with_units(frame, {name: figure.unit for name, figure in schema.SUMMARY.items()})
 
     def _table(self, name: str) -> pd.DataFrame:
         columns = schema.TABLES[name]

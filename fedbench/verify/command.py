@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedbench.base import fsio
+from fedbench.base import fsio, terminal
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER, FedbenchError
 from fedbench.batch import local, sweep
 from fedbench.batch.grid import told
@@ -21,9 +21,6 @@ from fedbench.verify import catalogue, memory, page, race, run, table
 from fedbench.verify.claims import Claim, Found, Measured, Row, Untold, judge
 from fedbench.verify.run import Plan
 from fedbench.verify.tasks import Shape
-
-#: Columns of the table where stdout is no terminal.
-_WIDTH = 132
 
 
 def process(args: argparse.Namespace) -> int:
@@ -54,7 +51,7 @@ def process(args: argparse.Namespace) -> int:
         notes = [
             race.sentence(f"{name}, {task}: {why}") for task, at in found.items() for name, why in at.absent.items()
         ]
-        Console(width=None if sys.stdout.isatty() else _WIDTH).print(table.for_people(rows, notes))
+        terminal.show(table.for_people(rows, notes), sys.stdout)
     return EXIT_OK
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from fedbench.__main__ import main
 from fedbench.base import fsio
-from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, WireError
+from fedbench.base.errors import EXIT_FAILURE, EXIT_OK, FedbenchError, WireError
 from fedbench.bench import check, fit, fit_disk, fit_host, fit_slurm, fit_world, ranks
 from fedbench.bench.fit import Row
 from fedbench.run import launch
@@ -199,7 +199,56 @@ def test_the_exit_code_says_whether_the_machine_is_fit(
     assert main(["check", "--results", str(tmp_path / "file" / "x")]) == EXIT_FAILURE
     assert "fail results folder: name another folder by --results" in capsys.readouterr().out
     assert main(["check", "--results", str(tmp_path), "-n", "1", "--json"]) == EXIT_OK
-    assert json.loads(capsys.readouterr().out)["rows"][0]["verdict"] == "warn"
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert (row["verdict"], row["advice"]) == ("warn", "start 2 or more: -n 2")
+
+
+def test_what_is_the_same_everywhere_is_one_number() -> None:
+    rows_ = by_name(fit_world.rows(found(gpus_of_ranks=[1, 1]), 2, 2))
+    assert (rows_["cores of a rank"].value, rows_["GPU of a rank"].value) == ("4", "1 seen by a rank")
+    assert by_name(fit_world.rows(found(cores_of_ranks=[4, 2]), 2, 2))["cores of a rank"].value == "2 to 4"
+
+
+def test_a_folder_of_data_sets_that_is_not_there_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for named, verdict in ((str(tmp_path), "ok"), ("", "ok"), (str(tmp_path / "gone"), "warn")):
+        monkeypatch.setenv("FEDBENCH_DATA", named)
+        row = by_name(fit_host.rows(1, 1))["data sets"]
+        assert row.verdict == verdict
+        assert named in row.value
+
+
+def mute_world(*_: Any) -> None:
+    """Fail as ranks do whose MPI can't start: the reason is on stderr alone."""
+    sys.stderr.writelines(["\n", "-----\n", "*** No component pml of that name\n", "*** on a NULL communicator\n"])
+    raise FedbenchError("bench: the ranks of fit_world ended with status 1 and left no numbers.")
+
+
+@pytest.mark.usefixtures("small")
+def test_a_world_that_fails_under_its_own_launcher_has_mpis_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "measured", mute_world)
+    assert main(["check", "--results", str(tmp_path), "--json"]) == EXIT_FAILURE
+    told = capsys.readouterr()
+    world = json.loads(told.out)["rows"][0]
+    assert world["value"].endswith("status 1 and left no numbers. *** No component pml of that name")
+    assert "OMPI_MCA_*" in world["advice"]
+    assert "pip install" not in world["advice"]
+    assert "*** on a NULL communicator" in told.err
+
+
+@pytest.mark.usefixtures("small")
+def test_ranks_of_a_launcher_write_no_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["check", "--results", str(tmp_path)]) == EXIT_OK
+    assert "\x1b[" in capsys.readouterr().out
+    monkeypatch.setenv(launch.SIZE_VARIABLES[0], "2")
+    assert main(["check", "--results", str(tmp_path)]) == EXIT_OK
+    assert "\x1b[" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("small")
@@ -212,7 +261,7 @@ def test_a_missing_launcher_and_a_broken_world_are_not_fit(
     with monkeypatch.context() as patch:
         patch.setattr(ranks, "measured", broken)
         assert main(["check", "--results", str(tmp_path)]) == EXIT_FAILURE
-        assert "fail world: pip install 'fedbench[mpi]'" in capsys.readouterr().out
+        assert "fail world: the launcher is there, but its ranks became no world" in capsys.readouterr().out
         patch.setenv(launch.SIZE_VARIABLES[0], "2")
         assert main(["check", "--results", str(tmp_path)]) == EXIT_FAILURE
         assert "fail world: use the launcher of the MPI library" in capsys.readouterr().out
@@ -223,6 +272,7 @@ def test_a_missing_launcher_and_a_broken_world_are_not_fit(
     assert main(["check", "--results", str(tmp_path), "--json"]) == EXIT_FAILURE
     told = json.loads(capsys.readouterr().out)
     assert "there is no mpirun beside python" in told["rows"][0]["value"]
+    assert told["rows"][0]["advice"].startswith("pip install 'fedbench[mpi]'")
     assert fit.is_fit([Row(**row) for row in told["rows"][1:]])
 
 

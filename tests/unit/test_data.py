@@ -18,7 +18,7 @@ from realdata import data_folder
 from textsets import make_set, read_set, records, write
 
 from fedbench.base.errors import ConfigError, DataError
-from fedbench.data import hub
+from fedbench.data import hub, load
 
 
 def test_a_folder_is_read_whole(tmp_path: Path) -> None:
@@ -47,6 +47,19 @@ def test_pairs_and_named_columns(tmp_path: Path) -> None:
     assert read_set(folder, ("text",)).train.pairs is None
     named = read_set(folder, ("b", "a")).train
     assert (named.texts, named.pairs) == (["b0", "b1", "b2", "b3"], ["a0", "a1", "a2", "a3"])
+
+
+def test_a_folder_without_rows_hides_no_data_set_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "mine" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("FEDBENCH_DATA", str(tmp_path / "sets"))
+    with pytest.raises(DataError, match=rf"mine: no train.jsonl.gz .* found: runs. Nor is it in {tmp_path}/sets/mine"):
+        load.read("mine", text_columns=("text",), label_column="label")
+    (tmp_path / "sets" / "mine").mkdir(parents=True)
+    (tmp_path / "sets" / "mine" / "train.jsonl").touch()
+    assert load.find_folder("mine") == tmp_path / "sets" / "mine"
+    Path("mine", "train.jsonl").touch()
+    assert load.find_folder("mine") == Path("mine")
 
 
 def test_a_name_is_found_under_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,29 @@ def test_the_page_fits_its_window_and_its_links_lead_somewhere(page: Path, tab: 
     assert len({name for name, _ in links}) == len(links)
 
 
+def test_all_links_are_seen_on_a_desktop_and_scroll_on_a_phone(page: Path, tab: browser.Tab) -> None:
+    tab.open(page, dark=False)
+    assert tab.ask("[...document.querySelectorAll('nav a')].every(a => a.getBoundingClientRect().right <= innerWidth)")
+    tab.open(page, dark=False, width=390)
+    assert tab.ask("document.querySelector('nav').getBoundingClientRect().height") < 60
+    assert tab.ask("(n => n.scrollWidth > n.clientWidth)(document.querySelector('nav > div'))")
+
+
+def test_a_phone_shows_whole_figures_and_keeps_the_names_of_scrolled_rows(page: Path, tab: browser.Tab) -> None:
+    tab.open(page, dark=False, width=390)
+    tab.ask("Promise.all([...document.images].map(image => image.decode()))")
+    rights = tab.ask("[...document.images].map(image => image.getBoundingClientRect().right)")
+    assert len(rights) == len(NAMES)
+    assert max(rights) <= 390
+    tab.ask("document.querySelector('section .scroll').scrollLeft = 200")
+    card, name, figure = tab.ask(
+        "['section .scroll', 'section .scroll td', 'section .scroll td:nth-child(2)'].map(what => { "
+        "const box = document.querySelector(what).getBoundingClientRect(); return [box.left, box.width]; })"
+    )
+    assert name[0] == card[0] > figure[0]  # the name stays where it was, the figures go below it
+    assert name[1] < 0.42 * card[1]
+
+
 def test_a_page_that_complains_is_heard(tab: browser.Tab, tmp_path: Path) -> None:
     broken = tmp_path / "broken.html"
     broken.write_text("<script>console.error('planted'); throw new Error('thrown')</script><img src='gone.png'>")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
-from synthetic_runs import make_run
+from synthetic_runs import make_codec, make_run
 
+from fedbench.__main__ import main
 from fedbench.base import records
-from fedbench.base.errors import ResultError
+from fedbench.base.errors import EXIT_OK, ResultError
 from fedbench.report import about, arms, bars, build, canvas, compare, looks, over_rounds, plot, summary, table, units
 from fedbench.results import folder, writer
 
@@ -138,6 +140,19 @@ def test_arms_that_ran_different_rounds_are_told_apart() -> None:
     assert "Where rounds differ, final accuracies and device FLOPs are not those of equal training." in grid.note
 
 
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "narrow terminal"])
+def test_the_table_on_stderr_loses_no_column(
+    report: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["report", str(report.parent / "runs"), "--out", str(report.parent / "again")]) == EXIT_OK
+    told = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    (line,) = [line for line in told.splitlines() if line.lstrip().startswith("fedavg")]
+    assert [word in line for word in ("± ", "1.28 MB", "31 MB", " ms", "24.8 G")] == [True] * 5
+    assert "FLOPs" in told
+
+
 REACHED = [
     ((6,), "6"),
     ((None,), "> 40"),
@@ -255,6 +270,60 @@ def test_figures_are_the_same_bytes_each_time_and_leave_out_what_has_no_cost(run
     assert plot.accuracy(only_public, flops, looks.LIGHT) is None
 
 
+def ranked(seeds: tuple[int, ...], ranks: tuple[int, ...], trajectory: str = "b") -> list[arms.Arm]:
+    """Return arms of one method that differ by `run.ranks`, those on more ranks faster."""
+    found = []
+    for number in ranks:
+        for seed in seeds:
+            run = fixed(make_run("cooperllm", seed=seed, rounds=8, ranks=number), trajectory_sha256=trajectory * 64)
+            run.rounds["round_s"] = run.rounds["round_s"] / number
+            found.append(run)
+    return arms.group(found)
+
+
+def test_arms_that_went_the_same_way_are_one_line_where_they_cost_the_same() -> None:
+    same = ranked((0, 1), (1, 2, 4))
+    by_rounds, by_time = (plot.accuracy(same, plot.COSTS[i], looks.LIGHT) for i in (0, 4))
+    assert by_rounds is not None
+    assert by_time is not None
+    told = "cooperllm (ranks = 1) = (ranks = 2) = (ranks = 4)"
+    assert [text.get_text() for text in by_rounds.figure.legends[0].get_texts()] == [told]
+    assert f"went the same way bit by bit: {told}." in by_rounds.caption
+    assert [text.get_text() for text in by_time.figure.legends[0].get_texts()] == [arm.label for arm in same]
+    others = [*ranked((0, 1), (1,)), *ranked((0, 1), (2,), "c")]
+    apart = [arms.Arm(f"{arm.label} {i}", arm.method, {}, arm.runs) for i, arm in enumerate(others)]
+    drawing = plot.accuracy(apart, plot.COSTS[0], looks.LIGHT)
+    assert drawing is not None
+    assert len(drawing.figure.legends[0].get_texts()) == 2
+
+
+def test_markers_stand_at_points_of_a_line_and_at_its_last() -> None:
+    drawing = plot.accuracy(arms.group([make_run(rounds=60)]), plot.COSTS[0], looks.LIGHT)
+    assert drawing is not None
+    (drawn,) = [line for line in drawing.figure.axes[0].lines if len(np.asarray(line.get_xdata())) > 2]
+    at = drawn.get_markevery()
+    assert at == sorted(set(at))
+    assert {0, len(np.asarray(drawn.get_xdata())) - 1} <= set(at)
+    assert 5 < len(at) < 12
+
+
+def test_memory_over_the_rounds_is_above_the_imports_as_its_bars_are() -> None:
+    drawing = over_rounds.memory(arms.group([make_run(rounds=9, ranks=2)]), looks.LIGHT)
+    assert drawing is not None
+    assert "At the end: cooperllm 25.1 MB" in drawing.alt  # 235.08 MB at the end, 210 MB after the imports
+    assert "above that right after its imports" in drawing.caption
+
+
+def test_rows_of_bits_that_never_change_have_their_number() -> None:
+    varied = make_codec(4)
+    varied["bits"][-1] = 2.0  # the last unit in the last round
+    for codec, written in ((make_codec(4), ["2", "4", "8"]), (varied, ["2", "4"])):
+        drawing = over_rounds.bits(arms.group([make_run(rounds=4, codec=codec)]), looks.LIGHT)
+        assert drawing is not None
+        assert [text.get_text() for text in drawing.figure.axes[0].texts] == written
+        assert "in every round" in drawing.caption
+
+
 def test_memory_of_a_shared_process_is_marked() -> None:
     drawing = bars.memory(arms.group([make_run(rounds=4, peak=None)]), looks.LIGHT)
     assert drawing is not None
@@ -349,7 +418,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -> None:
+def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path, runs: list[records.Run]) -> None:
     content = (report / "index.html").read_text()
     page = Page()
     page.feed(content)
@@ -364,6 +433,8 @@ def test_the_page_needs_nothing_else_and_every_picture_has_words(report: Path) -
     assert {link[1:] for link in links if link.startswith("#")} == named
     assert not re.search(r"https?:|@import|url\(", content)
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    keys = {attributes["style"]: attributes for tag, attributes in page.tags if tag == "svg"}
+    assert set(keys) == {f"color:var(--arm{look.colour})" for look in looks.looks(arms.group(runs)).values()}
     assert "prefers-color-scheme: dark" in content
     assert "Example CPU & Co <v3>" in page.text
     assert "0123456789ab" in page.text
@@ -400,6 +471,7 @@ def test_the_report_has_tables_figures_and_provenance(report: Path, runs: list[r
     ]
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert "| commit.hash | 0123456789abcdef |" in text
+    assert all((report / name).with_suffix(".svg").read_bytes().startswith(b"<?xml") for name in pictures)
     lines = list(csv.DictReader((report / "rounds.csv").open()))
     assert len(lines) == len(runs) * 41
     assert {line["rounds_done"] for line in lines} == {str(i) for i in range(41)}

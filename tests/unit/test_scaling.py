@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,20 @@ def test_the_figure_is_written_as_its_name_says(result: dict[str, object], tmp_p
         assert (tmp_path / "new" / name).read_bytes().startswith(start)
     panels = scaling_figure.draw(result, DARK).axes
     assert [label.get_text() for label in panels[0].get_xticklabels()] == ["1", "2", "4 *"]
+    assert panels[0].get_ylabel() == "efficiency (bars: 95 % interval)"
+    assert [text.get_text() for text in panels[0].texts] == ["ideal"]
+
+
+def test_the_figures_legend_has_markers_and_its_bars_are_the_intervals(result: dict[str, Any]) -> None:
+    result["samples_intervals"]["strong"]["4"] |= {"low": 2.0, "high": 3.2}
+    result["samples_intervals"]["strong"]["2"] |= {"low": None, "high": None}
+    figure = scaling_figure.draw(result, DARK)
+    assert [line.get_marker() for line in figure.legends[0].get_lines()] == ["o", "s"]
+    bars = [bar.get_segments()[0] for bar in figure.axes[0].collections]
+    spans = [(float(bar[0][1]), float(bar[1][1])) for bar in bars]
+    assert len(spans) == 4  # 1 and 4 ranks, two lines
+    assert spans[1] == pytest.approx((0.5, 0.8))  # of 4 ranks
+    assert spans[3] == pytest.approx((2 / 3, 3.2 / 3))  # of 3 ranks with devices
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from fedbench.base import records
 from fedbench.base.errors import EXIT_OK, EXIT_USER, ConfigError, ResultError
 from fedbench.batch import sweep
 from fedbench.batch.manifest import Sweep
-from fedbench.results import open_sweep, schema, writer
+from fedbench.report.arms import group
+from fedbench.results import Tables, arms, open_sweep, schema, writer
 
 pd = pytest.importorskip("pandas")
 
@@ -71,6 +72,27 @@ def test_groups_and_joins_work_as_pandas_users_write_them(folder: Path) -> None:
     assert list(means.index) == ["cooperllm", "fedmezo"]
     joined = found.rounds.merge(found.runs[["run_id", "config.method.settings.lr"]], on="run_id")
     assert len(joined) == len(found.rounds) == 4 + 5 + 5
+
+
+def test_what_is_saved_is_what_the_runs_hold_whatever_was_added(folder: Path) -> None:
+    found = open_sweep(folder)
+    columns = {name: list(getattr(found, name)) for name in ("runs", "rounds", "devices")}
+    for name in columns:
+        getattr(found, name)["mine"] = 1
+    for path in found.save(folder / "tables"):
+        assert list(pd.read_csv(path)) == columns[path.stem]
+
+
+def test_arms_are_named_as_a_report_names_them(runs: list[records.Run]) -> None:
+    more = [
+        make_run("fedmezo", rounds=4, seed=1, settings={"lr": lr}, ranks=ranks) for lr, ranks in ((0.1, 1), (1e-3, 2))
+    ]
+    more += [make_run("cooperllm", rounds=3, seed=seed, public_labels="shuffled") for seed in (0, 1)]
+    for some in (runs, more, [*runs, *more], [make_run("fedavg", rounds=rounds) for rounds in (3, 4)]):
+        told = {run.summary.run_id: arm.label for arm in group(some) for run in arm.runs}
+        assert arms.names(some) == told
+        found = Tables(tuple(some)).runs
+        assert dict(zip(found["run_id"], found["arm"], strict=True)) == told
 
 
 @pytest.fixture
