@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedbench.base.config import as_tree, flatten
-from fedbench.base.job import OUTSIDE_HASH, Config
 from fedbench.base.records import Run
-from fedbench.report.units import setting
+from fedbench.results.arms import names
 
 #: The order of methods in tables and legends; others follow by name.
 METHOD_ORDER = (
     *("cooperllm", "cooperllm_plus", "public_only", "fedmezo", "fedspzo", "fedzo", "fedkseed", "fedkseed_pro"),
     *("fwdllm", "decomfl", "baffle", "spry", "ferret", "meerkat", "agzo", "bitfit", "fedavg_lora", "fedavg"),
 )
-_SEED = "run.seed"
-_NAME = "method.name"
-_QUIET = ("run.eval_every", "run.eval_first", "run.rounds")
 
 
 @dataclass(frozen=True)
@@ -49,47 +44,22 @@ class Curve(NamedTuple):
 
 
 def group(runs: Sequence[Run]) -> list[Arm]:
-    """Return the arms of `runs`; a run that occurs twice counts once.
-
-    An arm is named after its method and those settings that differ between runs of that method.
-    A text or switch at its default is left out of the name, since it says nothing.
-    """
-    unique = {run.summary.run_id: run for run in runs}.values()
-    flat = {run.summary.run_id: _settings(run) for run in unique}
+    """Return the arms of `runs`; a run that occurs twice counts once."""
+    unique = {run.summary.run_id: run for run in runs}
     members: dict[str, list[Run]] = {}
-    shown: dict[str, dict[str, Any]] = {}
-    for method in sorted({run.summary.method for run in unique}, key=_place):
-        own = [run for run in unique if run.summary.method == method]
-        varied = _telling(own, flat)
-        for run in own:
-            values = {key: flat[run.summary.run_id].get(key) for key in varied}
-            label = _label(method, values)
-            members.setdefault(label, []).append(run)
-            shown[label] = values
+    named = names(list(unique.values()))
+    for run_id, run in unique.items():
+        members.setdefault(named[run_id].label, []).append(run)
     arms = [
-        Arm(label, own[0].summary.method, shown[label], tuple(sorted(own, key=lambda run: run.summary.seed)))
+        Arm(
+            label,
+            own[0].summary.method,
+            named[own[0].summary.run_id].settings,
+            tuple(sorted(own, key=lambda run: run.summary.seed)),
+        )
         for label, own in members.items()
     ]
     return sorted(arms, key=lambda arm: (_place(arm.method), [_order(v) for v in arm.settings.values()], arm.label))
-
-
-def _telling(runs: Sequence[Run], flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the settings that tell runs of one method apart: how long and how often one looked only where nothing else does."""
-    varied = varying([flat[run.summary.run_id] for run in runs])
-    loud = [key for key in varied if key not in _QUIET]
-    marks = {(run.summary.seed, *(str(flat[run.summary.run_id].get(key)) for key in loud)) for run in runs}
-    return loud if len(marks) == len(runs) else varied
-
-
-def varying(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the sorted keys whose values are not the same in all flat trees."""
-    keys = sorted({key for tree in trees for key in tree})
-    return [key for key in keys if any(tree.get(key) != trees[0].get(key) for tree in trees)]
-
-
-def settings_of(arm: Arm) -> dict[str, Any]:
-    """Return the flat settings of an arm, seed and keys without effect apart."""
-    return _settings(arm.runs[0])
 
 
 def cumulative(run: Run, column: str) -> np.ndarray:
@@ -121,23 +91,6 @@ def curve(arm: Arm, x: str, y: str) -> Curve:
         grid = grid[grid <= min(own[-1] for own in xs)]
     at = np.stack([np.interp(grid, *pair) for pair in zip(xs, ys, strict=True)])
     return Curve(grid, at.mean(axis=0), at.min(axis=0), at.max(axis=0))
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    flat = flatten(run.config)
-    return {key: value for key, value in flat.items() if key not in OUTSIDE_HASH and key not in (_SEED, _NAME)}
-
-
-def _label(method: str, values: Mapping[str, Any]) -> str:
-    defaults = flatten(as_tree(Config(method={})))
-    last = [key.rpartition(".")[2] for key in values]
-    parts = []
-    for key, value in values.items():
-        if not _is_number(value) and key in defaults and defaults[key] == value:
-            continue
-        name = key.rpartition(".")[2]
-        parts.append(f"{name if last.count(name) == 1 else key} = {setting(value)}")
-    return f"{method} ({', '.join(parts)})" if parts else method
 
 
 def _is_number(value: Any) -> bool:

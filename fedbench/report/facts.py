@@ -7,8 +7,9 @@ from typing import Any
 
 from fedbench.base.config import flatten
 from fedbench.report import units
-from fedbench.report.arms import Arm, settings_of, varying
+from fedbench.report.arms import Arm
 from fedbench.report.table import Grid
+from fedbench.results.arms import setting, settings_of, varying
 
 _FIRST = ("commit", "dirty", "version", "start", "end", "cpu", "gpu", "host", "mpi", "python", "packages", "versions")
 _SHOWN = 3
@@ -17,22 +18,22 @@ _METHOD = "method.settings."
 
 def settings_grid(arms: Sequence[Arm]) -> Grid:
     """Return one row per arm: its method's settings, and what else is not the same in all arms."""
-    flat = {arm.label: settings_of(arm) for arm in arms}
+    flat = {arm.label: settings_of(arm.runs[0]) for arm in arms}
     others = [key for key in varying(list(flat.values())) if not key.startswith(_METHOD)]
     rows = []
     for label, values in flat.items():
-        own = [f"{k.removeprefix(_METHOD)} = {units.setting(v)}" for k, v in values.items() if k.startswith(_METHOD)]
-        rest = [f"{key} = {units.setting(values.get(key))}" for key in others]
+        own = [f"{k.removeprefix(_METHOD)} = {setting(v)}" for k, v in values.items() if k.startswith(_METHOD)]
+        rest = [f"{key} = {setting(values.get(key))}" for key in others]
         rows.append((label, ", ".join(own) or units.NOTHING, ", ".join(rest) or units.NOTHING))
     return Grid("Settings", ("arm", "settings of the method", "other settings that differ between arms"), tuple(rows))
 
 
 def shared_grid(arms: Sequence[Arm]) -> Grid:
     """Return the settings that are the same in all arms."""
-    flat = [settings_of(arm) for arm in arms]
+    flat = [settings_of(arm.runs[0]) for arm in arms]
     differ = set(varying(flat))
     same = {key: value for key, value in flat[0].items() if key not in differ and not key.startswith(_METHOD)}
-    rows = tuple((key, units.setting(value)) for key, value in same.items())
+    rows = tuple((key, setting(value)) for key, value in same.items())
     return Grid("Settings that all arms share", ("setting", "value"), rows)
 
 
@@ -70,4 +71,4 @@ def _values(found: Sequence[Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(_text(item) for item in value) or units.NOTHING
-    return units.setting(value) if value is not None else units.NOTHING
+    return setting(value) if value is not None else units.NOTHING

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from fedbench.base import stats
 from fedbench.base.config import flatten
 from fedbench.report import units
-from fedbench.report.arms import Arm, settings_of
+from fedbench.report.arms import Arm
 from fedbench.report.table import Grid
+from fedbench.results.arms import settings_of
 
 _RANKS = "run.ranks"
 
@@ -17,7 +18,7 @@ def speedup_grid(arms: Sequence[Arm]) -> Grid | None:
     """Return one row per arm of a family of several rank counts; None where no arms are such a family."""
     families: dict[str, list[Arm]] = {}
     for arm in arms:
-        settings = {key: value for key, value in settings_of(arm).items() if key != _RANKS}
+        settings = {key: value for key, value in settings_of(arm.runs[0]).items() if key != _RANKS}
         families.setdefault(f"{arm.method} {sorted(settings.items(), key=str)}", []).append(arm)
     rows = [row for family in families.values() if len(family) > 1 for row in _rows(family)]
     if not rows:

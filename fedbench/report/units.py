@@ -30,12 +30,3 @@ def fraction(value: float | None) -> str:
 def count(value: float | None) -> str:
     """Return a number of rounds or seeds without needless digits; `-` for none or NaN."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.1f}".removesuffix(".0")
-
-
-def setting(value: object) -> str:
-    """Return a value of the job file as one reads it there."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "unset" if value is None else str(value)

@@ -99,7 +99,7 @@ class Tables:
         named, rows = arms.names(self.records), []
         for run in self.records:
             configured = {f"config.{key}": _plain(value) for key, value in flatten(run.config).items()}
-            rows.append({**run.summary.model_dump(), "arm": named[run.summary.run_id], **configured})
+            rows.append({**run.summary.model_dump(), "arm": named[run.summary.run_id].label, **configured})
         frame = _pandas().DataFrame(rows)
         for name in frame:
             if name in schema.SUMMARY and schema.SUMMARY[name].unit:  # null is NaN here as it is in the file

@@ -9,6 +9,7 @@ from fedbench.base.stats import mean_sd
 from fedbench.report import units
 from fedbench.report.arms import cumulative
 from fedbench.report.table import Grid, to_markdown
+from fedbench.results.arms import setting
 from fedbench.verify import paired, table
 from fedbench.verify.claims import Found, Row
 from fedbench.verify.race import sentence
@@ -104,7 +105,7 @@ def _costs(found: Found) -> str:
         rows.append(
             (
                 name,
-                units.setting(own[0].config["method"]["settings"].get("lr")),
+                setting(own[0].config["method"]["settings"].get("lr")),
                 f"{len(own)}" + (f" + {lost} diverged" if lost else ""),
                 _percent([run.summary.final_accuracy for run in own]),
                 f"{len(reached)} of {len(own) + lost}",
