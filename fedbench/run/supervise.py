@@ -5,6 +5,7 @@ The launcher's status is never trusted alone: the run is done when its file is c
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -32,7 +33,10 @@ LAUNCHER_ENVIRONMENT = {
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 _GRACE_S = 2.0
-_ASK_EVERY_S = 0.1
+#: How often a request is looked for, and how many such moments lie between two looks for living ranks.
+_TICK_S, _TICKS_A_LOOK = 0.1, 20
+#: A launcher ends soon after its last rank.
+_LOST_S = 20.0
 _RULE = "-----------------"
 
 #: What srun says of its own; like mpirun's banners it is shown only where no rank told its cause.
@@ -103,27 +107,17 @@ def _for_srun(launcher: str) -> dict[str, str]:
 
 
 def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -> int:
-    launched: list[int] = []
-    over = threading.Event()
     asks: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        """Note what came, and end the ranks the second time that a person says so.
-
-        USR1 and USR2 only ask: a batch system sends TERM to everyone while its script passes a request on. A second
-        signal may come while the first is handled: nothing here may wait or lock.
-        """
+        """Note what came, no more: a second signal may come while the first is handled, so nothing may wait or lock."""
         asks.append(number)
-        if sum(ask in _ENDING for ask in asks) > 1:
-            for group in launched:
-                _send(group, signal.SIGTERM, os.killpg)
 
     request = launch.rank_signal()
     before = {s: signal.signal(s, on_signal) for s in (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)}
     if launch.early_stop():
         asks.append(signal.SIGUSR2)
-    stop = threading.Thread(target=_ask_to_stop, args=(pids, request, asks, over), name="stop", daemon=True)
-    stop.start()
+    over = threading.Event()
     voices = _Voices()
     with subprocess.Popen(
         command,
@@ -135,10 +129,11 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
         errors="replace",
         pass_fds=parent.descriptors(),
     ) as process:
-        launched.append(process.pid)
         assert process.stderr is not None
         pump = threading.Thread(target=voices.pass_on, args=(process.stderr,), name="stderr", daemon=True)
+        care = threading.Thread(target=_care, args=(process.pid, pids, request, asks, over), name="care", daemon=True)
         pump.start()
+        care.start()
         try:
             code = process.wait()
         finally:
@@ -153,15 +148,33 @@ def _watch(command: Sequence[str], environment: Mapping[str, str], pids: Path) -
     return code if code >= 0 else 128 - code
 
 
-def _ask_to_stop(pids: Path, number: int, asks: Sequence[int], over: threading.Event) -> None:
-    """Once there is an ask, send every rank the stop signal once, those that still start as soon as they can take it."""
-    asked = set[int]()
-    while not over.is_set():
-        for pid in _living(pids) if asks else ():
-            if pid not in asked:
-                _send(pid, number)
-                asked.add(pid)
-        over.wait(_ASK_EVERY_S)
+def _care(launcher: int, pids: Path, request: int, asks: Sequence[int], over: threading.Event) -> None:
+    """Ask every rank once to stop when there is an ask, those that still start as soon as they can take it.
+
+    A second ask by a person ends the launcher with all ranks, and so does a launcher that has lost all of them: Open
+    MPI's waits for ever where MPI_Init fails. USR1 and USR2 only ask: a batch system sends TERM to everyone while its
+    script passes a request on.
+    """
+    asked, seen_s = set[int](), time.monotonic()
+    for tick in itertools.count():
+        if asks or tick % _TICKS_A_LOOK == 0:
+            living = _living(pids)
+            if living or not any(pids.glob("[0-9]*")):
+                seen_s = time.monotonic()
+            for pid in living if asks else ():
+                if pid not in asked:
+                    _send(pid, request)
+                    asked.add(pid)
+        if over.wait(_TICK_S):
+            return
+        lost = time.monotonic() - seen_s > _LOST_S
+        if lost or sum(ask in _ENDING for ask in asks) > 1:
+            if lost:
+                say(f"no rank has been there for {_LOST_S:g} s, but the launcher goes on: it is ended.")
+            _send(launcher, signal.SIGTERM, os.killpg)
+            if not over.wait(_GRACE_S):
+                _send(launcher, signal.SIGKILL, os.killpg)
+            return
 
 
 class _Voices:

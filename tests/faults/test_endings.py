@@ -20,6 +20,7 @@ import pytest
 
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER
 from fedbench.results import reader
+from fedbench.run import supervise
 
 from ledger import Ledger  # isort: skip
 from small_job import FAULT_DEADLINE_S, faulty, run_files, strikes, write_job  # isort: skip
@@ -173,7 +174,7 @@ from fedbench.run import supervise
 start = threading.Thread.start
 
 def struck(thread):
-    if thread.name == "stop":
+    if sys._getframe(1).f_code.co_name == "on_signal":
         threading.Thread.start = start
         os.kill(os.getpid(), signal.SIGUSR2)
     start(thread)
@@ -186,6 +187,30 @@ with tempfile.TemporaryDirectory() as pids:
     ended = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == EXIT_OK, ended.stderr
     assert not ended.stderr
+
+
+def test_ranks_that_fail_in_mpi_init_end_the_job(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    ended = mpi.run(supervised(job, tmp_path), tmp_path / "log", {**faulty(), "OMPI_MCA_pml": "none-of-this-name"})
+    assert ended.code not in (EXIT_OK, EXIT_STOPPED, EXIT_USER), ended.told()
+    assert "An error occurred in MPI_Init" in ended.err, ended.told()
+    assert "Traceback" not in ended.err, ended.told()
+    assert not ended.left, ended.told()
+
+
+def test_a_launcher_that_goes_on_without_ranks_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Open MPI's, on a busy machine, waits for ever where MPI_Init fails, and does not follow TERM."""
+    monkeypatch.setattr(supervise, "_LOST_S", 0.5)
+    monkeypatch.setattr(supervise, "_GRACE_S", 0.5)
+    (tmp_path / "999999999").touch()  # what a rank left that is gone
+    since = time.monotonic()
+    code = supervise._watch(["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"], dict(os.environ), tmp_path)
+    assert code == 128 + signal.SIGKILL
+    assert time.monotonic() - since < 20.0
+    told = capfd.readouterr().err
+    assert "no rank has been there for 0.5 s, but the launcher goes on: it is ended." in told
 
 
 def test_second_request_ends_at_once(tmp_path: Path) -> None:
