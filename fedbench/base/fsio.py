@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fedbench.base.errors import StorageError
@@ -19,7 +20,7 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             write(temporary)
             _fsync(temporary)
@@ -29,6 +30,19 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
         _fsync(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: can't be written: {error.strerror or error}.") from error
+
+
+def probe(folder: Path) -> None:
+    """Write a file into `folder`, or into the nearest one above it that is there, and remove it; else StorageError."""
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    temporary = place / f".probe.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        try:
+            temporary.touch()
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be written: {error.strerror or error}.") from error
 
 
 def need_space(path: Path, size_bytes: int) -> None:
@@ -44,6 +58,13 @@ def need_space(path: Path, size_bytes: int) -> None:
 def leftovers(path: Path) -> list[Path]:
     """Return the temporary files that killed writers of `path` left; one of a living writer is among them."""
     return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+
+
+def sweep_up(path: Path) -> None:
+    """Remove what killed writers of `path` left, as far as that is allowed; the caller knows that none is alive."""
+    for left in leftovers(path):
+        with suppress(OSError):
+            left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,7 +83,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` fill a temporary folder beside `folder`, sync it and rename it; `folder` may be there, but empty."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
@@ -73,6 +94,14 @@ def fill_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _fsync(folder.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and sync the parent of each that was not there."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(made):
+        _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:

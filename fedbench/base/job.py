@@ -244,7 +244,10 @@ class ResultsSection(Section):
     """[results]"""
 
     dir: str = Field("results", description="folder of run files and checkpoints")
-    checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: at a stop alone")
+    checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0: any number")
+    checkpoint_s: float | None = Field(
+        None, ge=0, description="seconds between checkpoints at most; 0: no bound; unset: 60, a mapped model none"
+    )
     trace_rounds: int = Field(8, ge=0, description="newest rounds whose spans are kept; 0: none")
     save_weights: bool = Field(False, description="keep the tuned weights beside the run file, for `fedbench export`")
 
@@ -268,11 +271,17 @@ class Config(Section):
         """The active method."""
         return str(self.method["name"])
 
+    @property
+    def checkpoint_s(self) -> float:
+        """Seconds between checkpoints at most, 0 for no bound; a checkpoint holds all trained weights in memory."""
+        asked = self.results.checkpoint_s
+        return asked if asked is not None else 0.0 if self.model.mapped else 60.0
+
 
 #: Keys that can't change a result; everything else is part of `run_id`.
 OUTSIDE_HASH = frozenset(
     {
-        "results.dir", "results.checkpoint_every", "results.trace_rounds", "results.save_weights", "comm.deadline_s",
-        "run.launcher",
+        "results.dir", "results.checkpoint_every", "results.checkpoint_s", "results.trace_rounds", "results.save_weights",
+        "comm.deadline_s", "run.launcher",
     }
 )  # fmt: skip

@@ -67,9 +67,9 @@ def inspect(path: Path, run_id: str, deadline_s: float = DEADLINE_S) -> Verdict:
     Done: the file opens, its schema is known, `complete` is true, its `run_id` is the one asked for and
     that of its stored config, it has as many rows as rounds were run, and it stopped by `rounds` or `target`.
     """
-    if not path.exists():
-        return Verdict(False, False, f"{path}: missing.")
     try:
+        if not path.exists():
+            return Verdict(False, False, f"{path}: missing.")
         _judge(path, deadline_s, explain=False)
         with _opened(path) as file:
             found = str(file.attrs["run_id"])
@@ -81,6 +81,8 @@ def inspect(path: Path, run_id: str, deadline_s: float = DEADLINE_S) -> Verdict:
     except ResultError as error:
         return Verdict(False, True, str(error))
     except _DAMAGE as error:
+        if _passes(error):
+            return Verdict(False, False, str(_unread(path, error)))
         return Verdict(False, True, f"{path}: damaged: {error}.")
     if not found == named == run_id:
         return Verdict(False, False, f"{path}: holds {found}, its config gives {named}; expected {run_id}.")
@@ -99,12 +101,17 @@ def is_done(path: Path, run_id: str, deadline_s: float = DEADLINE_S) -> bool:
 def quarantine(path: Path) -> Path:
     """Move a bad run file into the folder `bad` beside it under a free name, and return where it went."""
     folder = path.parent / "bad"
-    folder.mkdir(exist_ok=True)
-    number, target = 0, folder / path.name
-    while target.exists():
-        number += 1
-        target = folder / f"{path.name}.{number}"
-    os.rename(path, target)
+    try:
+        folder.mkdir(exist_ok=True)
+        number, target = 0, folder / path.name
+        while target.exists():
+            number += 1
+            target = folder / f"{path.name}.{number}"
+        os.rename(path, target)
+    except OSError as error:
+        raise ResultError(
+            f"{path} is not a complete run and can't be moved to {folder}: {error.strerror or error}."
+        ) from error
     return target
 
 
@@ -118,7 +125,16 @@ def try_out(path: Path) -> None:
 
 
 class _NotReady(ResultError):
-    """A sound file that does not count: incomplete or of another schema."""
+    """A file that does not count and of which nothing says that it is damaged: incomplete, of another schema, not read."""
+
+
+def _passes(error: BaseException) -> bool:
+    """Return whether the system, and not the file's content, is at fault: too many files, no right, no memory."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+def _unread(path: Path, error: BaseException) -> _NotReady:
+    return _NotReady(f"{path}: can't be read: {str(error) or type(error).__name__}.")
 
 
 def _judge(path: Path, deadline_s: float, *, explain: bool) -> None:
@@ -129,8 +145,8 @@ def _judge(path: Path, deadline_s: float, *, explain: bool) -> None:
         state = seal.check(path)
     except FileNotFoundError:
         raise ResultError(f"{path}: no such run file.") from None
-    except OSError as error:
-        raise ResultError(f"{path}: can't be read: {error}.") from None
+    except (OSError, MemoryError) as error:
+        raise _unread(path, error) from None
     if state is seal.Seal.NOT_HDF5:
         raise ResultError(f"{path}: {state.value}.")
     if state is seal.Seal.BROKEN:

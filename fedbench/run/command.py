@@ -10,6 +10,7 @@ from pathlib import Path
 from fedbench.base import config
 from fedbench.base.config import Setting, parse_setting
 from fedbench.base.errors import EXIT_OK, EXIT_USER, ConfigError
+from fedbench.results import reader
 from fedbench.run import launch, supervise
 from fedbench.run.build import Job, construct, resolve
 from fedbench.run.execute import Execution, Options, already_done
@@ -41,6 +42,7 @@ def _alone(args: argparse.Namespace) -> int:
         supervise.start_words(launcher, ranks, threads)
     if args.dry_run:
         construct(job)
+        options.probe(job)
         print(f"{options.run_file(job)}  ({ranks} rank(s), {job.config.run.rounds} rounds)", file=sys.stderr)
         return EXIT_OK
     if already_done(job, options):
@@ -51,9 +53,14 @@ def _alone(args: argparse.Namespace) -> int:
         execution = Execution(transport, Memory())
         return launch.guard(transport, lambda: execution(lambda _: job, options), execution.where)
     construct(job.on_host())
-    return supervise.supervise(
-        _arguments(args, ranks), ranks, threads, lambda: already_done(job, _unforced(options)), launcher
-    )
+    path = options.run_file(job)
+    before = _mark(path)
+
+    def is_done() -> bool:
+        """Return whether there is a complete file that was not there before."""
+        return _mark(path) != before and reader.is_done(path, job.run_id)
+
+    return supervise.supervise(_arguments(args, ranks), ranks, threads, is_done, launcher)
 
 
 def planned(args: argparse.Namespace) -> tuple[Options, Job]:
@@ -84,8 +91,13 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(Path(config.load(args.job, settings).results.dir), args.resume, args.force)
 
 
-def _unforced(options: Options) -> Options:
-    return Options(options.results, options.resume)
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another one in its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _arguments(args: argparse.Namespace, ranks: int) -> list[str]:

@@ -6,38 +6,39 @@ agreed on, so that there is one message and one exit code.
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from fedbench.algorithms.base import CLOUD
-from fedbench.base import account, identity, provenance
-from fedbench.base.arrays import Arrays, Unit
+from fedbench.base import account, fsio, identity
 from fedbench.base.clock import Clock
-from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, WireError
-from fedbench.codec.frame import Place
+from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, FedbenchError, ResultError, StorageError, WireError
 from fedbench.comm.base import Transport
 from fedbench.comm.connect import connect
 from fedbench.comm.mail import refuse_missing_threads
-from fedbench.comm.topology import Topology
 from fedbench.results import reader, writer
-from fedbench.run import finish, kept, launch, spans
+from fedbench.run import finish, kept, launch, resume, spans
 from fedbench.run.adapt import chooser_of
 from fedbench.run.build import Built, Job, construct
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.callbacks.progress import ShowProgress
 from fedbench.run.ckpt import Store
+from fedbench.run.claim import claimed
+from fedbench.run.inputs import inputs_of
 from fedbench.run.memory import Evaluating, Memory
+from fedbench.run.resume import Found
 from fedbench.run.runner import Observer, Runner, weights_sha256
 from fedbench.sim.profiles import link_of
+
+#: How long ranks wait for each other before the first round: they load data and weights, and look at checkpoints.
+_PATIENCE_S = 600.0
 
 #: Makes the job for a number of ranks; raises errors of the user's kind.
 JobMaker = Callable[[int], Job]
@@ -60,16 +61,50 @@ class Options:
         folder = self.results / "ckpt" / job.run_id
         return Store(folder, identity.config_sha256(job.tree), launch.say)
 
+    def lock(self, job: Job) -> Path:
+        """Return the file by which one process at a time is at the run."""
+        return self.results / "ckpt" / f"{job.run_id}.lock"
+
+    def probe(self, job: Job) -> None:
+        """Raise ResultError where what the run will leave can't be written."""
+        path = self.run_file(job)
+        folders = [path.parent, self.results / "ckpt" / job.run_id]
+        if job.config.results.save_weights:
+            folders.append(kept.path_of(path).parent)
+        try:
+            for folder in folders:
+                fsio.probe(folder)
+        except StorageError as error:
+            raise ResultError(f"{str(error).rstrip('.')}; results go to {self.results}.") from error
+
 
 def already_done(job: Job, options: Options) -> bool:
-    """Return whether the run is done; a file in its place that is not sound is put aside."""
-    path = options.run_file(job)
-    if options.force or not path.exists():
+    """Return whether the run is done; what is in the way of one that is not is put aside, or is a ResultError."""
+    if options.force or not os.path.exists(options.run_file(job)):
         return False
-    if reader.is_done(path, job.run_id):
+    with claimed(options.lock(job)) as sole:
+        return _settled(job, options, sole=sole)
+
+
+def _settled(job: Job, options: Options, *, sole: bool) -> bool:
+    """Return whether the run is done; `sole` says that no other process is at it, so that leftovers can go."""
+    path, store = options.run_file(job), options.checkpoints(job)
+    if sole:
+        for target in (path, kept.path_of(path)):
+            fsio.sweep_up(target)
+        store.sweep_up()
+    if options.force or not os.path.exists(path):
+        return False
+    verdict = reader.inspect(path, job.run_id)
+    if verdict.done:
+        if sole:
+            with suppress(OSError):
+                store.clear()  # it was killed between its run file and this
         if job.config.results.save_weights and not kept.path_of(path).exists():
             launch.say(f"{path} is done and kept no weights; --force makes it again.")
         return True
+    if not verdict.damaged:
+        raise ResultError(f"{verdict.reason.rstrip('.')}. Move it away, or write over it with --force.")
     launch.say(f"{path} is not a complete run; it was moved to {reader.quarantine(path)}.")
     return False
 
@@ -108,10 +143,52 @@ class Execution:
         config = job.config
         link = link_of(config) if config.link.clock == "paced" else None
         star = connect(self._transport, self._clock, config.comm, link, config.run.seed)
-        done = already_done(job, options) if star.is_cloud else False
-        if star.agree([int(done)], "say whether the run is done")[0]:
-            return self._announce(options.run_file(job))
-        return self._run(built, star, options)
+        runner = Runner(built, star, self._clock)
+        metrics = Metrics(built, runner, self._clock)
+        store = options.checkpoints(job)
+        with ExitStack() as held:
+            found = self._look(held, options, store, metrics, runner) if star.is_cloud else Found()
+            found = Found(*self._transport.agree(found, _PATIENCE_S, "look at what is there of the run"))
+            if found.code:
+                return found.code
+            if found.done:
+                return self._announce(options.run_file(job))
+            if found.resumed:
+                resume.share(runner, found)
+                if star.is_cloud:
+                    self._say_resumed(metrics, found.next_round)
+            elif options.resume and star.is_cloud:
+                launch.say("no checkpoint to resume from; starting fresh.")
+            return self._run(runner, metrics, store, options)
+
+    def _look(self, held: ExitStack, options: Options, store: Store, metrics: Metrics, runner: Runner) -> Found:
+        """Return what rank 0 finds of the run in the results folder, which is its own until `held` is closed.
+
+        What a user can mend is said here, before any round is played.
+        """
+        job = runner.built.job
+        try:
+            sole = held.enter_context(claimed(options.lock(job)))
+            if _settled(job, options, sole=sole):
+                return Found(done=1)
+            options.probe(job)
+            store.inputs = inputs_of(runner.built)
+            checkpoint = store.newest() if options.resume else None
+            if checkpoint is None:
+                return Found()
+            take_up(checkpoint, runner, metrics)
+        except FedbenchError as error:
+            launch.say(str(error))
+            return Found(code=error.exit_code)
+        return resume.standing(runner)
+
+    @staticmethod
+    def _say_resumed(metrics: Metrics, next_round: int) -> None:
+        """Say where the run goes on, and what may make its numbers other than those of one process."""
+        launch.say(f"resumed after round {next_round}.")
+        change = metrics.segments.change()
+        if change:
+            launch.say(f"it goes on in another surrounding than it began in: {change}.")
 
     def _agreed_build(self, make_job: JobMaker) -> Built | int:
         """Return the built run, or the exit code that all ranks leave with; the first rank at fault prints why."""
@@ -130,7 +207,7 @@ class Execution:
         mine = 0 if error is None else error.exit_code
         first = transport.size - transport.rank if error is not None else 0
         digest = int(identity.config_sha256(built.job.tree)[:15], 16) if built is not None else 0
-        code, speaker, high, low = transport.agree([mine, first, digest, -digest], 600.0, "build the job")
+        code, speaker, high, low = transport.agree([mine, first, digest, -digest], _PATIENCE_S, "build the job")
         if code:
             if error is not None and speaker == first:
                 launch.say(str(error))
@@ -140,19 +217,14 @@ class Execution:
         assert built is not None
         return built
 
-    def _run(self, built: Built, star: Topology, options: Options) -> int:
-        job, clock = built.job, self._clock
+    def _run(self, runner: Runner, metrics: Metrics, store: Store, options: Options) -> int:
+        built, star, clock = runner.built, runner.star, self._clock
+        job, results = built.job, built.job.config.results
         flag = launch.StopFlag()
         flag.listen(alone=star.transport.size == 1)
         built.lab.stream.poll = star.poll
-        clock.keep(job.config.results.trace_rounds, spans.most_kept(star.transport.size))
-        runner = Runner(built, star, clock)
-        metrics = Metrics(built, runner, clock)
-        store = options.checkpoints(job)
-        saver = SaveCheckpoint(store, runner, metrics, job.config.results.checkpoint_every)
-        if options.resume:
-            self._resume(store, runner, metrics)
-        started = provenance.now()
+        clock.keep(results.trace_rounds, spans.most_kept(star.transport.size))
+        saver = SaveCheckpoint(store, runner, metrics, results.checkpoint_every, job.config.checkpoint_s)
         console = Console(stderr=True)
         progress = ShowProgress(job.run_id, job.config.run.rounds, metrics, console)
         self._phase = "before the first round"
@@ -174,10 +246,15 @@ class Execution:
         star.finish()
         if not star.is_cloud:
             return EXIT_OK
-        if job.config.results.save_weights:
-            kept.write(options.run_file(job), built.trainable)
-        run = finish.assemble(runner, metrics, ranks, reason, provenance.collect(self._facts(built, star, started)))
-        writer.write(options.run_file(job), run)
+        facts = finish.provenance_of(runner, metrics) | {"runs_before": self._runs_before}
+        run = finish.assemble(runner, metrics, ranks, reason, facts)
+        try:
+            if results.save_weights:
+                kept.write(options.run_file(job), built.trainable)
+            writer.write(options.run_file(job), run)
+        except StorageError:
+            self._keep(saver)
+            raise
         store.clear()
         return self._announce(options.run_file(job))
 
@@ -192,66 +269,15 @@ class Execution:
             f"before the end: longest round {longest_s:.1f} s, checkpoint {saved_s:.1f} s."
         )
 
-    def _facts(self, built: Built, star: Topology, started: str) -> dict[str, Any]:
-        """Return what the provenance of a run that ends now tells of its process, world, data and model."""
-        transport, config = star.transport, built.job.config
-        return {
-            "mpi": launch.library(transport),
-            "hosts": sorted({transport.name_of(rank).rpartition(" ")[2] for rank in range(transport.size)}),
-            "threads_per_rank": config.run.threads,
-            "runs_before": self._runs_before,
-            "started": started,
-            "ended": provenance.now(),
-            "data": dict(built.splits.source),
-            "model": {
-                "name": config.model.name,
-                "weights": built.cut.weights,
-                "device": built.cut.residency.told(),
-                "trainable_entries": built.trainable.size,
-            },
-        }
-
-    def _resume(self, store: Store, runner: Runner, metrics: Metrics) -> None:
-        """Bring all ranks to the newest checkpoint; without one the run starts fresh."""
-        star, tensors = runner.star, runner.built.trainable
-        checkpoint = store.newest() if star.is_cloud else None
-        found, next_round = star.agree(
-            [int(checkpoint is not None), int(checkpoint.state["next_round"]) if checkpoint else 0], "resume"
-        )
-        if not found:
-            if star.is_cloud:
-                launch.say("no checkpoint to resume from; starting fresh.")
-            return
-        runner.next_round = next_round
-        weights: Arrays | None = None
-        if checkpoint is not None:
-            take_up(checkpoint, runner, metrics)
-            weights = {t.name: t.values() for t in tensors}
-        if runner.virtual is not None:  # rounds that are due on the cloud are due everywhere
-            known = star.agree([int(kind in runner.virtual.known) for kind in (0, 1)], "resume")
-            runner.virtual.known = frozenset(kind for kind in (0, 1) if known[kind])
-        units = [Unit(t.name, (t.size,)) for t in tensors]
-        inbox = star.down("resume", units, weights, Place(next_round, 0, -1, 0))
-        for tensor in tensors:
-            tensor.assign(inbox[tensor.name])
-        if star.transport.size > 1:
-            self._share_state(runner, Place(next_round, 0, -1, 0))
-        for channel in ("resume", "state table", "state"):  # all weights once more, which no round needs
-            star.release(channel)
-
-    def _share_state(self, runner: Runner, place: Place) -> None:
-        """Give every rank's method the state that the cloud took from its checkpoint; its table of units goes first."""
-        star, algorithm = runner.star, runner.built.algorithm
-        own = algorithm.state() if star.is_cloud else {}
-        state = {name: np.ascontiguousarray(a) for name, a in own.items() if not name.startswith(CLOUD)}
-        table = json.dumps([[name, a.shape, a.dtype.str] for name, a in state.items()]).encode()
-        (size,) = star.agree([len(table) if star.is_cloud else 0], "resume")
-        units = [Unit("table", (size,), "|u1")]
-        told = star.down("state table", units, {"table": np.frombuffer(table, np.uint8)}, place)["table"].tobytes()
-        units = [Unit(name, tuple(shape), dtype) for name, shape, dtype in json.loads(told)]
-        inbox = star.down("state", units, state, place)
-        if not star.is_cloud:
-            algorithm.restore({unit.name: np.array(inbox[unit.name]) for unit in units})
+    @staticmethod
+    def _keep(saver: SaveCheckpoint) -> None:
+        """Save the rounds of a run whose file can't be written, if that can be done."""
+        try:
+            saver.keep()
+        except StorageError as error:
+            launch.say(f"nor can a checkpoint: {error}")
+        else:
+            launch.say("all rounds are in a checkpoint; go on with --resume.")
 
     def _announce(self, path: Path) -> int:
         if self._transport.rank == 0:

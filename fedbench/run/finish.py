@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedbench.base import records
+from fedbench.base import provenance, records
 from fedbench.base.arrays import Arrays, Unit
 from fedbench.base.clock import Clock
 from fedbench.base.errors import WireError
 from fedbench.codec.frame import NO_NOTE, Place
 from fedbench.comm.topology import Topology
-from fedbench.run import spans
+from fedbench.run import launch, spans
 from fedbench.run.callbacks.metrics import Metrics
 from fedbench.run.hidden import hidden_fraction
 from fedbench.run.memory import PHASES, Memory, device_peak, memory_columns, memory_rounds
+from fedbench.run.outcome import Trajectory
 from fedbench.run.runner import Runner, weights_sha256
 
 
@@ -63,7 +64,7 @@ def gather_ranks(star: Topology, memory: Memory, clock: Clock, weights: str, *, 
 
 
 def assemble(
-    runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, provenance: Mapping[str, Any]
+    runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, origin: Mapping[str, Any]
 ) -> records.Run:
     """Return the complete record of a run on rank 0."""
     rows = metrics.rows
@@ -73,7 +74,7 @@ def assemble(
     }
     return records.Run(
         config=dict(runner.built.job.tree),
-        provenance=dict(provenance),
+        provenance=dict(origin),
         summary=_summary(runner, metrics, ranks, stop_reason, rounds),
         rounds=rounds,
         devices=metrics.device_columns(),
@@ -81,6 +82,29 @@ def assemble(
         memory_rounds=ranks.memory_rounds,
         spans=ranks.spans,
         codec=_codec(metrics.codec_rows),
+    )
+
+
+def provenance_of(runner: Runner, metrics: Metrics) -> dict[str, Any]:
+    """Return where a run that ends now comes from: its world, data, model and segments."""
+    built, transport, config = runner.built, runner.star.transport, runner.built.job.config
+    segments = metrics.segments.told(runner.next_round)
+    return provenance.collect(
+        {
+            "mpi": launch.library(transport),
+            "hosts": sorted({transport.name_of(rank).rpartition(" ")[2] for rank in range(transport.size)}),
+            "threads_per_rank": config.run.threads,
+            "started": segments[0]["started"],
+            "ended": segments[-1]["ended"],
+            "segments": segments,
+            "data": dict(built.splits.source),
+            "model": {
+                "name": config.model.name,
+                "weights": built.cut.weights,
+                "device": built.cut.residency.told(),
+                "trainable_entries": built.trainable.size,
+            },
+        }
     )
 
 
@@ -95,11 +119,12 @@ def _codec(rows: Sequence[tuple[int, str, float]]) -> dict[str, np.ndarray]:
 def _summary(
     runner: Runner, metrics: Metrics, ranks: Ranks, stop_reason: str, rounds: Mapping[str, np.ndarray]
 ) -> records.Summary:
-    """Return a run's figures from its columns, and close its trajectory with the last weights."""
+    """Return a run's figures from its columns, its trajectory closed with the last weights."""
     built, star = runner.built, runner.star
     job = built.job
     weights = weights_sha256(built.trainable)
-    runner.trajectory.join(b"end", bytes.fromhex(weights))
+    closed = Trajectory(runner.trajectory.digest)  # the run's own stays open: it may have to be saved and resumed
+    closed.join(b"end", bytes.fromhex(weights))
     played = rounds["round"] >= 0
     dev, test = rounds["dev_accuracy"], rounds["test_accuracy"]
     target = job.config.run.target_accuracy
@@ -136,7 +161,7 @@ def _summary(
         unaccounted_fraction=ranks.unaccounted,
         repeatable=(job.config.comm.codec, job.config.comm.adapt) != ("adaptive", "measured"),
         weights_sha256=weights,
-        trajectory_sha256=runner.trajectory.digest.hex(),
+        trajectory_sha256=closed.digest.hex(),
     )
 
 

@@ -68,6 +68,7 @@ class Runner:
         self.trajectory = Trajectory()
         self.plans = Plans(built, star, clock, self.trajectory)
         self.next_round = 0
+        self.reached = False
         if built.cut.residency.kernels == "cpu":  # a GPU's layers end behind our back; only whole spans wait for it
             built.lab.stream.clock = clock
         comm = built.job.config.comm
@@ -83,19 +84,18 @@ class Runner:
         for observer in observers:
             observer.started()
         self.star.agree([0], "begin the rounds")  # the event that round 0 starts with on every rank
-        while self.next_round < rounds:
+        while not self.reached and self.next_round < rounds:
             outcome = self.play(self.next_round)
             self.next_round += 1
-            reached = False
+            mine = False
             with self.clock.span("account"):
                 for observer in observers:
-                    reached |= observer.played(outcome)
-            stop, reached_somewhere = self.star.agree([int(wants_to_stop()), int(reached)], "end the round")
-            if reached_somewhere:
-                return "target"
-            if stop and self.next_round < rounds:
+                    mine |= observer.played(outcome)
+            stop, somewhere = self.star.agree([int(wants_to_stop()), int(mine)], "end the round")
+            self.reached = bool(somewhere)
+            if stop and not self.reached and self.next_round < rounds:
                 return "stopped"
-        return "rounds"
+        return "target" if self.reached else "rounds"
 
     def play(self, number: int) -> Outcome:
         """Play one round on this rank."""

@@ -235,7 +235,7 @@ def test_damaged_checkpoints(fault: str, tmp_path: Path, ledger: Ledger) -> None
         found = store.newest()
         assert found is not None
         come_back = int(found.state["next_round"])
-        noticed = bool(warned) == newest or (fault == "file gone" and victim.suffix == ".json")
+        noticed = bool(warned) == newest
         cause = all(readable(text, place.name) for text in warned)
         good = equal(found, come_back) and come_back in (
             (2,) if newest else (2, 3) if victim.name == "LATEST" else (3,)

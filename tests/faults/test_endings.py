@@ -5,7 +5,10 @@ And runs that are done already, which must not be run again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -344,6 +347,32 @@ def test_users_error_of_one_rank_is_agreed_on(tmp_path: Path) -> None:
     """A data set that one host alone lacks: all ranks leave with the code of a user's error, and one speaks."""
     ended = mpi.run(by_hand(write_job(tmp_path), tmp_path), tmp_path / "log", faulty("user", 2, "build"))
     assert_users_error(ended, tmp_path, "this rank alone finds no data")
+
+
+def test_a_checkpoint_of_another_format_is_the_users_error_on_all_ranks(tmp_path: Path) -> None:
+    """Rank 0 alone reads it; all leave with the code of a user's error, and one speaks."""
+    running = in_the_middle(tmp_path)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.wait().code == EXIT_STOPPED
+    (latest,) = (tmp_path / "ckpt").glob("*/LATEST")
+    path = latest.with_name(f"{latest.read_text()}.json")
+    head = json.loads(path.read_text())["head"] | {"format": 1}
+    digest = hashlib.sha256(json.dumps(head).encode()).hexdigest()
+    path.write_text(json.dumps({"head_sha256": digest, "head": head}))
+    ended = mpi.run(supervised(tmp_path / "job.toml", tmp_path, "--resume"), tmp_path / "log2", faulty())
+    assert_users_error(ended, tmp_path, "checkpoint format 1; this version reads 3")
+
+
+def test_a_second_job_at_the_same_run_is_refused(tmp_path: Path) -> None:
+    """What a killed supervisor left may still be at work: the run has one writer, and the second one ends at once."""
+    job, mark = write_job(tmp_path, rounds=2000), tmp_path / "mark"
+    running = mpi.Job(supervised(job, tmp_path), tmp_path / "log", faulty("note", 0, "rounds", mark))
+    running.until(lambda: strikes(mark) >= 1, "it is in the middle")
+    second = mpi.run(supervised(job, tmp_path, "--resume"), tmp_path / "log2", faulty())
+    assert_users_error(second, tmp_path, "another process is at ")
+    assert re.search(rf"\(pid {running.ranks()[0]} on ", second.err), second.told()
+    assert running.process.poll() is None
+    running.kill()
 
 
 def assert_users_error(ended: mpi.Ended, folder: Path, words: str) -> None:

@@ -316,7 +316,7 @@ def test_a_full_disk_fails_the_job_and_room_lets_it_go_on(
 @pytest.mark.parametrize("moment", params("read-only results folder"))
 def test_a_read_only_folder_is_told(jobs: Mapping[Any, Future], moment: Moment, ledger: Ledger) -> None:
     outcome: Outcome = jobs[moment].result()
-    noticed = failed(outcome.ended)
+    noticed = outcome.ended.code == EXIT_USER  # told before the first round
     cause = said(outcome.ended, "results", "can't be written: Read-only file system")
     ledger.note(moment.kind, noticed=noticed, cause=cause, counted=outcome.complete)
     assert (noticed, cause, outcome.complete) == (True, True, 0), outcome.ended.told()

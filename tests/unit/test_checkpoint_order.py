@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbench.base import rng
+from fedbench.base import fsio, rng
 from fedbench.run.ckpt import Checkpoint, Store
 
 
@@ -50,11 +50,37 @@ def test_latest_is_named_after_all_else_is_on_disk(tmp_path: Path, monkeypatch: 
     plain = [
         (what, name.split(".tmp")[0].lstrip(".").rsplit(".", 1)[0] if ".tmp" in name else name) for what, name in done
     ]
-    assert plain == [
+    assert plain == [("fsync", tmp_path.name)] + [  # the folder is new
         step
         for name in ("a.safetensors", "a.json", "LATEST")
         for step in (("fsync", name), ("replace", name), ("fsync", "ckpt"))
     ]
+
+
+def test_every_folder_on_the_way_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.append(Path(os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
+    )
+    fsio.write_text(tmp_path / "results" / "ckpt" / "x" / "a", "text")
+    assert synced[:3] == [tmp_path, tmp_path / "results", tmp_path / "results" / "ckpt"]
+
+
+def test_two_writers_do_not_take_each_others_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (Store(tmp_path / "ckpt", "config", print) for _ in range(2))
+    fsync, between = fsio._fsync, [True]
+
+    def other_writer(path: Path) -> None:
+        if between:
+            between.clear()
+            second.save(state(2))
+        fsync(path)
+
+    first.save(state(0))
+    monkeypatch.setattr(fsio, "_fsync", other_writer)
+    first.save(state(1))
+    assert numbers(tmp_path / "ckpt") == 1
 
 
 def test_what_was_fallen_back_to_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +141,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_last_checkpoint_that_it_finish
         assert numbers(folder) in (finished, finished + 1), ran.stdout
         store = Store(folder, "config", print)
         store.save(state(9))
+        store.sweep_up()
         assert not list(folder.glob("*.tmp"))
         assert not list(folder.glob(".*.tmp"))
         store.clear()

@@ -241,7 +241,8 @@ def test_names_follow_what_can_change_a_result_and_nothing_else(tmp_path: Path) 
         "profile.device": "jetson-nano", "profile.memory": "1GiB",
         "profile.cloud_flops_per_s": 1e12, "profile.spread": 0.3, "profile.trunk": "1Gbit/s",
         "profile.trunk_latency": "3ms", "profile.dropout": 0.2, "profile.deadline_s": 4.0,
-        "results.dir": "x", "results.checkpoint_every": 3, "results.trace_rounds": 3, "results.save_weights": "true",
+        "results.dir": "x", "results.checkpoint_every": 3, "results.checkpoint_s": 9, "results.trace_rounds": 3,
+        "results.save_weights": "true",
     }  # fmt: skip
     with_codec = {  # what a key can't be set without
         "comm.error_feedback": ("comm.codec=int8",),

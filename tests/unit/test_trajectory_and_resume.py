@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedbench.comm.loopback import Loopback
 from fedbench.results import reader
 from fedbench.run import execute, launch
 from fedbench.run.build import METHODS, construct
+from fedbench.run.callbacks import checkpoint
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
 from fedbench.run.memory import Memory
@@ -68,16 +70,16 @@ def test_a_stop_and_a_resume_give_the_straight_runs_bits(method: str, tmp_path: 
     store = store_for(method, tmp_path / "ckpt")
     for stop in (1, 3):  # two stops, each in what stands for a new process
         tiny, saver = fresh(method, store)
-        checkpoint = store.newest()
-        if checkpoint is not None:
-            take_up(checkpoint, tiny.runner, tiny.metrics)
+        found = store.newest()
+        if found is not None:
+            take_up(found, tiny.runner, tiny.metrics)
         assert tiny.run(saver, wants_to_stop=lambda tiny=tiny, stop=stop: tiny.runner.next_round >= stop) == "stopped"
         assert tiny.runner.next_round == stop
 
     last, saver = fresh(method, store)
-    checkpoint = store.newest()
-    assert checkpoint is not None
-    take_up(checkpoint, last.runner, last.metrics)
+    found = store.newest()
+    assert found is not None
+    take_up(found, last.runner, last.metrics)
     assert last.run(saver) == "rounds"
     assert same(weights(last.built.trainable), weights(straight.built.trainable))
     assert last.runner.trajectory.digest == straight.runner.trajectory.digest
@@ -228,6 +230,29 @@ def test_a_lost_pointer_still_finds_a_generation(store: Store, tmp_path: Path) -
     assert next_round(store) in (2, 3)
 
 
+def test_a_lost_head_is_told(store: Store, tmp_path: Path, warned: Warnings) -> None:
+    newest_files(tmp_path / "ckpt")[1].unlink()
+    assert next_round(store) == 2
+    assert len(warned) == 1
+    newest_files(tmp_path / "ckpt")[0].unlink()
+    for path in (tmp_path / "ckpt").glob("*.json"):
+        path.unlink()
+    assert next_round(store) is None
+    assert len(warned) == 3
+    assert "is damaged" in warned[2]
+
+
+def test_a_pointer_that_can_not_be_read_is_told_and_a_generation_found(
+    store: Store, tmp_path: Path, warned: Warnings
+) -> None:
+    pointer = tmp_path / "ckpt" / "LATEST"
+    pointer.unlink()
+    pointer.mkdir()
+    assert next_round(store) in (2, 3)
+    assert len(warned) == 1
+    assert "LATEST can't be read (Is a directory)" in warned[0]
+
+
 def test_no_checkpoint_is_none_and_a_cleared_store_leaves_nothing(store: Store, tmp_path: Path) -> None:
     assert Store(tmp_path / "nothing", "config", Warnings()).newest() is None
     store.clear()
@@ -271,6 +296,41 @@ def test_checkpoints_are_written_every_so_many_rounds(
     tiny.run(saver)
     assert len(calls) == saved
     assert calls == [every * (i + 1) for i in range(saved)]
+
+
+@pytest.mark.parametrize(
+    ("round_s", "save_s", "saved"), [(25.0, 0.0, [3]), (70.0, 0.0, [1, 2, 3, 4]), (25.0, 4.0, [3]), (70.0, 7.0, [1, 3])]
+)
+def test_checkpoints_are_written_after_so_many_seconds_and_take_little_of_the_time(
+    round_s: float, save_s: float, saved: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: now_s))
+    tiny, _ = fresh("fedmezo", store_for("fedmezo", tmp_path), **{"model.trainable": "head"})
+    store, calls = store_for("fedmezo", tmp_path), list[int]()
+
+    def save(kept: Checkpoint) -> None:
+        nonlocal now_s
+        now_s += save_s
+        calls.append(int(kept.state["next_round"]))
+
+    def a_round() -> bool:
+        nonlocal now_s
+        now_s += round_s
+        return False
+
+    monkeypatch.setattr(store, "save", save)
+    slow = SimpleNamespace(started=lambda: None, played=lambda outcome: a_round())
+    tiny.run(slow, SaveCheckpoint(store, tiny.runner, tiny.metrics, 0, 60.0))
+    assert calls == saved
+
+
+def test_a_checkpoint_is_due_each_minute_unless_the_job_says_otherwise() -> None:
+    said = {"": 60.0, "model.mapped": 0.0}
+    for key, seconds in said.items():
+        assert make_job("fedmezo", {key: True} if key else {}).config.checkpoint_s == seconds
+    assert make_job("fedmezo", {"model.mapped": True, "results.checkpoint_s": 5.0}).config.checkpoint_s == 5.0
+    assert make_job("fedmezo", {"results.checkpoint_s": 0.0}).config.checkpoint_s == 0.0
 
 
 @pytest.fixture
@@ -321,6 +381,7 @@ def test_a_signal_stops_a_run_at_a_round_and_resume_ends_in_the_same_file(
     told = capsys.readouterr()
     assert told.out == ""
     assert "stopped after round 2; go on with --resume" in told.err
+    assert not list((tmp_path / "stopped").rglob("*.lock"))
     assert not list((tmp_path / "stopped").rglob("*.h5"))
 
     buffers: list[set[object]] = []
@@ -334,8 +395,11 @@ def test_a_signal_stops_a_run_at_a_round_and_resume_ends_in_the_same_file(
     assert play(tmp_path / "stopped", resume=True) == EXIT_OK
     assert buffers == [set()], "what a resume brought is held twice"
     (resumed,) = (tmp_path / "stopped" / "runs").glob("*.h5")
-    assert capsys.readouterr().out == f"{resumed}\n"
-    assert not list((tmp_path / "stopped" / "ckpt").rglob("*.*"))
+    told = capsys.readouterr()
+    assert told.out == f"{resumed}\n"
+    assert "resumed after round 2" in told.err
+    assert "another surrounding" not in told.err
+    assert not (tmp_path / "stopped" / "ckpt").exists()
     left, right = (reader.read(file) for file in (path, resumed))
     varying = {"round_s_median", "unaccounted_fraction"}
     assert left.summary.model_dump(exclude=varying) == right.summary.model_dump(exclude=varying)

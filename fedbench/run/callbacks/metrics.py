@@ -23,6 +23,7 @@ from fedbench.models.start import features_of
 from fedbench.run.build import Built
 from fedbench.run.outcome import Outcome
 from fedbench.run.runner import Runner, weights_sha256
+from fedbench.run.segments import Segments
 from fedbench.sim.profiles import link_of
 
 _EVALUATION_ROWS = 128
@@ -47,6 +48,7 @@ class Metrics:
         self.codec_rows: list[tuple[int, str, float]] = []
         self.probe_accuracy: float | None = None
         self._scalars = self._zeros = 0
+        self.segments = Segments()
 
     def started(self) -> None:
         """Evaluate the start model, unless a checkpoint brought that row along."""
@@ -109,9 +111,14 @@ class Metrics:
         }
         self.device_rows.append({name: np.array(devices[name], c.dtype) for name, c in DEVICE_COLUMNS.items()})
         self.codec_rows += [(outcome.number, unit, bits) for unit, bits in outcome.bits]
-        target = self._config.run.target_accuracy
-        reached = target is not None and row.get("dev_accuracy", 0.0) >= target
-        return reached and self._config.run.stop_at_target
+        return self.reached()
+
+    def reached(self) -> bool:
+        """Return whether the last round was evaluated, reached the target, and the job stops there."""
+        row, run = self.rows[-1], self._config.run
+        if run.target_accuracy is None or not run.stop_at_target or row["round"] < 0:
+            return False
+        return row.get("dev_accuracy", 0.0) >= run.target_accuracy
 
     def evaluates(self, number: int) -> bool:
         """Return whether the model is evaluated after a round."""
@@ -125,6 +132,7 @@ class Metrics:
             "codec_rows": self.codec_rows,
             "probe_accuracy": self.probe_accuracy,
             "zeros": [self._zeros, self._scalars],
+            "segments": self.segments.told(self._runner.next_round),
         }
 
     def device_columns(self) -> dict[str, np.ndarray]:
@@ -143,6 +151,7 @@ class Metrics:
         self.codec_rows = [(number, unit, bits) for number, unit, bits in state["codec_rows"]]
         self.probe_accuracy = state["probe_accuracy"]
         self._zeros, self._scalars = state["zeros"]
+        self.segments.restore(state["segments"], self._runner.next_round)
 
     def _evaluated(self) -> dict[str, float]:
         """Return the evaluation columns and join the weights to the trajectory."""
