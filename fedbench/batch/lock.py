@@ -1,14 +1,16 @@
 """Who is at work in a sweep: one submit at a time (`DIR/lock`), one process for each run (`DIR/leases/<run_id>`).
 
-The locks are the system's, so they are free again however their holders ended. Their files stay and hold nothing.
+The locks are the system's, so they are free again however their holders ended; a file that a killed one left blocks
+nobody. Where a file system has no locks, everyone goes without.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -38,8 +40,18 @@ def lease(folder: Path, run_id: str) -> Iterator[int | None]:
     """
     path = folder / "leases" / run_id
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        yield handle.fileno() if _taken(handle) else None
+    with ExitStack() as opened:
+        while True:
+            handle = opened.enter_context(path.open("a"))
+            if not _taken(handle):
+                yield None
+                return
+            if _is_at(handle, path):
+                break  # else its last holder removed it just now
+        yield handle.fileno()
+    with suppress(FileNotFoundError), path.open() as handle:  # not while a child still holds it
+        if _take(handle, fcntl.LOCK_EX) and _is_at(handle, path):
+            path.unlink()
 
 
 def running(folder: Path) -> set[str]:
@@ -56,8 +68,18 @@ def _taken(handle: IO[str]) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    with path.open() as handle:
-        return not _take(handle, fcntl.LOCK_SH)
+    try:
+        with path.open() as handle:
+            return not _take(handle, fcntl.LOCK_SH)
+    except FileNotFoundError:  # its holder has ended just now
+        return False
+
+
+def _is_at(handle: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(handle: IO[str], kind: int) -> bool:
@@ -65,4 +87,6 @@ def _take(handle: IO[str], kind: int) -> bool:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return True
     return True

@@ -159,9 +159,7 @@ class _Look:
             return State(line, "queued" if queued.waits else "running", queued.why)
         resumable = line.run_id in self._checkpoints
         damaged = self._done.reasons.get(line.run_id, "")
-        kind, reason = (
-            self._past(line) if not damaged else ("", damaged)
-        )  # an attempt since then would have put it aside
+        kind, reason = ("", damaged) if damaged else self._past(line)  # an attempt since would have put the file aside
         if kind in (failures.DIVERGED, failures.FAILED):
             return State(line, kind, reason + (" (a checkpoint exists)" if resumable else ""))
         return State(line, "resumable" if resumable else "missing", reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -454,6 +456,23 @@ def test_one_process_at_a_time_is_at_a_run_whoever_started_it(job: Path, tmp_pat
     child.wait()
     assert sweep.status(swept)["running"] == 0
     assert not swept.run_file(line).exists()
+    with lock.lease(swept.folder, line.run_id) as lease:
+        assert lease is not None
+    assert not list((swept.folder / "leases").iterdir()), "what nobody holds any more was left"
+
+
+def test_where_files_can_not_be_locked_everyone_goes_without(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = sweep.make(job, [{}], [], None, tmp_path / "out")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock.held(swept.folder), lock.lease(swept.folder, swept.lines[0].run_id) as lease:
+        assert lease is not None
+        assert sweep.status(swept)["running"] == 0
 
 
 def test_a_sweep_that_was_sent_to_slurm_is_known_by_its_leases_where_there_is_no_slurm(
