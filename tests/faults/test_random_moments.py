@@ -136,15 +136,16 @@ cp -r "$results" "$out"/copied
 exit $code
 """
 #: The folder turns read-only once the mark has so many lines and some time has passed, and can be written again later.
+#: A mount of itself lies over it, since one with files that are open for writing can't be turned.
 TURNS = """
-mkdir -p "$1"; mount --bind "$1" "$1" || exit 99
+mkdir -p "$1"
 results=$1; mark=$2; rounds=$3; pause=$4; out=$5; shift 5
 "$@" & job=$!
-until [ "$(wc -l < "$mark" 2> /dev/null || echo 0)" -gt "$rounds" ]; do sleep 0.02; done
+until [ -f "$mark" ] && [ "$(wc -l < "$mark")" -gt "$rounds" ]; do sleep 0.02; done
 sleep "$pause"
-until mount -o remount,ro,bind "$results" 2> /dev/null; do sleep 0.01; done
+mount --bind "$results" "$results" && mount -o remount,ro,bind "$results" || exit 99
 wait $job; code=$?
-mount -o remount,rw,bind "$results"
+umount "$results"
 find "$results" -name '*.h5' > "$out"/found
 "$@" --resume > "$out"/second_out 2> "$out"/second; echo $? > "$out"/second_code
 exit $code
