@@ -95,6 +95,10 @@ class _Heard(io.TextIOBase):
         """Flush what was passed on."""
         self._stream.flush()
 
+    def fileno(self) -> int:
+        """Return the descriptor of the stream, which the handler of crashes writes to."""
+        return self._stream.fileno()
+
     def cause(self) -> str:
         """Return the first line with words in it, or nothing."""
         return next((line.strip() for line in self._text.splitlines() if re.search(r"\w{3}", line)), "")
