@@ -266,7 +266,7 @@ def test_memory_and_bits_are_drawn_where_they_were_recorded() -> None:
     runs = [make_run(rounds=6, ranks=3, seed=seed, codec=make_codec(6)) for seed in (0, 1)]
     drawing = over_rounds.memory(arms.group(runs), looks.LIGHT)
     assert drawing is not None
-    assert "cooperllm 235 MB" in drawing.alt  # of the devices, not of the cloud
+    assert "cooperllm 25.1 MB" in drawing.alt  # of the devices, not of the cloud
     bits, again = (over_rounds.bits(arms.group(runs), looks.LIGHT) for _ in range(2))
     assert bits is not None
     assert again is not None
