@@ -280,6 +280,7 @@ def test_a_sweep_goes_its_whole_way_with_a_lost_element_a_warning_and_a_requeue(
     assert [run.summary.run_id for run in reader.read_all(swept.folder / "all.h5")] == [swept.lines[1].run_id]
 
 
+@pytest.mark.slow  # the real Slurm has one of its own
 def test_a_single_run_is_warned_requeues_itself_and_takes_its_ranks_from_the_job(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
