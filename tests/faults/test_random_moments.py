@@ -246,6 +246,11 @@ def straight(jobs: Mapping[Any, Future]) -> tuple[str, str]:
     return hashes(Path(ended.out.strip()))
 
 
+def went_on(folder: Path, run_file: Path, jobs: Mapping[Any, Future]) -> bool:
+    """Return whether the job that was started again when its disk was sound ended in the bits of the straight one."""
+    return (folder / "second_code").read_text().strip() == "0" and hashes(run_file) == straight(jobs)
+
+
 def params(*kinds: str) -> list[Any]:
     return [
         pytest.param(m, id=f"{m.kind}-{m.number}", marks=() if (m.kind, m.number) in QUICK else (pytest.mark.slow,))
@@ -307,7 +312,7 @@ def test_a_full_disk_fails_the_job_and_room_lets_it_go_on(
     counted = sum(path.suffix == ".h5" for path in found)
     cause = said(ended, "can't be written: No space left on device")
     (path,) = (folder / "copied" / "runs").glob("*.h5")
-    good = (folder / "second_code").read_text().strip() == "0" and hashes(path) == straight(jobs)
+    good = went_on(folder, path, jobs)
     ledger.note(moment.kind, noticed=failed(ended), cause=cause, good=good, counted=counted)
     assert (failed(ended), cause, good, counted) == (True, True, True, 0), ended.told()
     assert not ended.left
@@ -331,8 +336,7 @@ def test_a_folder_that_turns_read_only_fails_the_job_and_lets_it_go_on_when_it_c
     outcome: Outcome = jobs[moment].result()
     ended, folder = outcome.ended, outcome.folder
     cause = said(ended, "results", "can't be written: Read-only file system")
-    second = (folder / "second_out").read_text().strip()
-    good = (folder / "second_code").read_text().strip() == "0" and hashes(Path(second)) == straight(jobs)
+    good = went_on(folder, Path((folder / "second_out").read_text().strip()), jobs)
     ledger.note(moment.kind, noticed=failed(ended), cause=cause, good=good, counted=outcome.complete)
     assert (failed(ended), cause, good, outcome.complete) == (True, True, True, 0), ended.told()
     assert not ended.left

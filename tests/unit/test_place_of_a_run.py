@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +32,7 @@ from fedbench.run.runner import Runner
 SMALL = {"run.rounds": 4, "run.eval_every": 1, "model.trainable": "head", "federation.devices": 2}
 STOPPING = SMALL | {"run.target_accuracy": 0.01, "run.stop_at_target": True}
 
-
-@pytest.fixture(autouse=True)
-def own_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let whole runs evaluate few rows, and put back the signal handlers that they install."""
-    monkeypatch.setattr(execute, "construct", lambda job: shrunk(construct(job), 16))
-    numbers = (*launch.STOP_SIGNALS, *launch.ALONE_SIGNALS)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_run")
 
 
 def play(folder: Path, *, resume: bool = False, force: bool = False, **changes: Any) -> int:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tinyruns import Tiny, make, make_job, same, shrunk, weights
+from tinyruns import Tiny, make, make_job, same, weights
 
 from fedbench.base.errors import EXIT_OK, EXIT_STOPPED, EXIT_USER, ResultError
 from fedbench.base.identity import config_sha256
 from fedbench.comm.loopback import Loopback
 from fedbench.results import reader
-from fedbench.run import execute, launch
-from fedbench.run.build import METHODS, construct
+from fedbench.run import execute
+from fedbench.run.build import METHODS
 from fedbench.run.callbacks import checkpoint
 from fedbench.run.callbacks.checkpoint import SaveCheckpoint, take_up
 from fedbench.run.ckpt import Checkpoint, Store
@@ -331,17 +330,6 @@ def test_a_checkpoint_is_due_each_minute_unless_the_job_says_otherwise() -> None
         assert make_job("fedmezo", {key: True} if key else {}).config.checkpoint_s == seconds
     assert make_job("fedmezo", {"model.mapped": True, "results.checkpoint_s": 5.0}).config.checkpoint_s == 5.0
     assert make_job("fedmezo", {"results.checkpoint_s": 0.0}).config.checkpoint_s == 0.0
-
-
-@pytest.fixture
-def own_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let whole runs evaluate few rows, and put back the signal handlers that they install."""
-    monkeypatch.setattr(execute, "construct", lambda job: shrunk(construct(job), 16))
-    numbers = (*launch.STOP_SIGNALS, *launch.ALONE_SIGNALS)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def play(folder: Path, *, resume: bool = False, force: bool = False) -> int:
